@@ -45,14 +45,14 @@ class Ledger:
 
     def committed(self) -> dict[int, Marker]:
         """All finished blocks by number."""
-        names = [entry.path for entry in self._store.list() if entry.path.endswith(".json")]
+        names = [entry.path for entry in self._store.files() if entry.path.endswith(".json")]
         with ThreadPoolExecutor(16) as pool:
             markers = [_parse(data) for data in pool.map(self._store.read, names)]
         return {marker.number: marker for marker in markers}
 
     def missing(self, numbers: Iterable[int]) -> list[int]:
         """Those of `numbers` that are not finished, in order."""
-        done = {int(entry.path.removesuffix(".json")) for entry in self._store.list() if entry.path.endswith(".json")}
+        done = {int(entry.path.removesuffix(".json")) for entry in self._store.files() if entry.path.endswith(".json")}
         return [number for number in numbers if number not in done]
 
     def clear(self) -> None:

@@ -48,7 +48,7 @@ class LocalStore(Store):
     def download(self, path: str, target: Path) -> None:
         LocalStore(target.parent).upload(self.root / path, target.name)
 
-    def list(self, prefix: str = "") -> list[Entry]:
+    def files(self, prefix: str = "") -> list[Entry]:
         top = self.root / prefix
         entries = []
         with _explained("list", top):

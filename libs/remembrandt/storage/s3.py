@@ -69,7 +69,7 @@ class S3Store(Store):
             finally:
                 temporary.unlink(missing_ok=True)
 
-    def list(self, prefix: str = "") -> list[Entry]:
+    def files(self, prefix: str = "") -> list[Entry]:
         start = self._folder(prefix)
         below = len(self._folder(""))
         pages = self._pages("list", prefix, Prefix=start)
@@ -102,7 +102,7 @@ class S3Store(Store):
 
     def delete_tree(self, prefix: str) -> None:
         with self._explained("delete", prefix):
-            for entry in self.list(prefix):
+            for entry in self.files(prefix):
                 self._client.delete_object(Bucket=self.bucket, Key=self._key(entry.path))
 
     def read_tagged(self, path: str) -> tuple[bytes, str] | None:

@@ -59,7 +59,7 @@ class Store(ABC):
         """Copies a file to a local path, whole or not at all."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> list[Entry]:
+    def files(self, prefix: str = "") -> list[Entry]:
         """All files whose folder is `prefix` or lies below it, sorted by path; empty if there are none."""
 
     @abstractmethod

@@ -1,0 +1,1 @@
+"""Build, verify, publish, open and search image databases."""
