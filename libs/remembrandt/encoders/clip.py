@@ -1,0 +1,183 @@
+"""CLIP as a frozen encoder of images and texts, on any model that open_clip loads.
+
+Shapes: B batch, D embedding, H W image, C channels, T text tokens.
+"""
+
+import logging
+import pickle
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import open_clip
+import torch
+from numpy.typing import NDArray
+from open_clip.tokenizer import SimpleTokenizer
+from PIL import Image
+from safetensors import SafetensorError
+
+from remembrandt.encoders.base import Fingerprint
+from remembrandt.encoders.batching import FixedBatches
+from remembrandt.encoders.config import EncoderConfig
+from remembrandt.encoders.hardware import auto_batch_sizes, choose_device, choose_precision
+from remembrandt.encoders.normalisation import PixelNormalisation
+from remembrandt.encoders.pixels import ClipPixelTransform
+from remembrandt.encoders.resolution import ResolvedModel, resolve
+from remembrandt.errors import ConfigError, CorruptionError
+
+Tokenizer = Callable[[Sequence[str]], torch.Tensor]
+
+
+def open_encoder(config: EncoderConfig) -> "ClipEncoder":
+    """Loads the model onto its device, ready to encode.
+
+    Raises:
+        ConfigError: unknown model, tag, device or precision; missing files.
+        CorruptionError: weights that are damaged or belong to another architecture.
+        ServiceError: a download failed.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = choose_device(config.device)
+    precision = choose_precision(config.precision, device)
+    resolved = resolve(config)
+    return ClipEncoder(_load(resolved, precision, device), resolved, precision, device, config.batch_size)
+
+
+def fingerprint_of(config: EncoderConfig) -> Fingerprint:
+    """The encoder's identity, without building the network: hashes the weights file."""
+    return resolve(config).fingerprint
+
+
+def pixel_transform_of(config: EncoderConfig) -> ClipPixelTransform:
+    """The encoder's CPU preprocessing, without building the network."""
+    return resolve(config).pixel_transform
+
+
+class ClipEncoder:
+    """Images and texts → raw (not normalised) float32 embeddings of one space.
+
+    Attributes:
+        model: the open_clip network, in evaluation mode on `device`.
+        precision: fp32, fp16 or bf16: of the weights.
+    """
+
+    def __init__(
+        self,
+        model: open_clip.CLIP,
+        resolved: ResolvedModel,
+        precision: str,
+        device: torch.device,
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.model, self.precision, self.device = model, precision, device
+        self._resolved = resolved
+        self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+        self._normalise = PixelNormalisation(resolved.preprocess.mean, resolved.preprocess.std).to(device)
+        self._tokenize = tokenizer_of(resolved)
+        image_rows, text_rows = auto_batch_sizes(device) if batch_size == "auto" else (int(batch_size),) * 2
+        self.image_batches = FixedBatches(self._forward_pixels, image_rows, device)
+        self.text_batches = FixedBatches(self.model.encode_text, text_rows, device)
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self._resolved.fingerprint
+
+    @property
+    def dim(self) -> int:
+        return self._resolved.dim
+
+    @property
+    def pixel_transform(self) -> ClipPixelTransform:
+        return self._resolved.pixel_transform
+
+    def encode_pixels(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """(B, H, W, 3) uint8 from `pixel_transform` → raw embeddings (B, D).
+
+        Raises:
+            ServiceError: not even one image fits into memory.
+        """
+        transform = self.pixel_transform
+        expected = (transform.height, transform.width, 3)
+        assert pixels_BHWC.dtype == np.uint8 and pixels_BHWC.shape[1:] == expected, (
+            f"expected uint8 (B, {', '.join(map(str, expected))}), got {pixels_BHWC.dtype} {pixels_BHWC.shape}"
+        )
+        # torch takes over neither read-only arrays (Arrow's) nor reversed ones.
+        owned_BHWC = np.require(pixels_BHWC, requirements=["C", "W"])
+        return self.image_batches(torch.from_numpy(owned_BHWC), self.dim)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """B images → raw embeddings (B, D)."""
+        if not images:
+            return np.empty((0, self.dim), dtype=np.float32)
+        transform = self.pixel_transform
+        return self.encode_pixels(np.stack([transform(image) for image in images]))
+
+    def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """B texts → raw embeddings (B, D); what exceeds the model's context is cut off."""
+        if not texts:
+            return np.empty((0, self.dim), dtype=np.float32)
+        return self.text_batches(self._tokenize(list(texts)), self.dim)
+
+    def _forward_pixels(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
+        embeddings_BD: torch.Tensor = self.model.encode_image(self._normalise(pixels_BHWC).to(self._dtype))
+        return embeddings_BD
+
+
+def tokenizer_of(resolved: ResolvedModel) -> Tokenizer:
+    """Texts → token ids (B, T) int64, with the vocabulary that the model was trained on."""
+    if resolved.vocabulary is None:
+        tokenizer: Tokenizer = open_clip.get_tokenizer(resolved.identifier)
+        return tokenizer
+    text_config = resolved.model_config["text_cfg"]
+    options = dict(text_config.get("tokenizer_kwargs", {}), bpe_path=str(resolved.vocabulary))
+    own: Tokenizer = SimpleTokenizer(context_length=text_config.get("context_length", 77), **options)
+    return own
+
+
+def _load(resolved: ResolvedModel, precision: str, device: torch.device) -> open_clip.CLIP:
+    given_path = ":" not in resolved.identifier
+    try:
+        with warnings.catch_warnings(), _quiet_root_logger():
+            warnings.simplefilter("ignore", UserWarning)
+            model = open_clip.create_model(
+                resolved.identifier,
+                pretrained=str(resolved.weights) if given_path else None,
+                precision=precision,
+                device=device,
+                pretrained_text=False,
+            )
+    except (SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
+        raise CorruptionError(f"{resolved.weights} is damaged: {_first_line(error)}; restore or download it again") from error
+    except AssertionError as error:
+        raise CorruptionError(f"{resolved.weights} does not fit the architecture '{resolved.name}': {error}") from error
+    except RuntimeError as error:
+        raise _explained(resolved, device, error) from error
+    return model.eval().requires_grad_(False)
+
+
+def _explained(resolved: ResolvedModel, device: torch.device, error: RuntimeError) -> Exception:
+    text = str(error)
+    if "Error(s) in loading state_dict" in text:
+        return CorruptionError(f"{resolved.weights} does not fit the architecture '{resolved.name}': {_first_line(error)}")
+    if "PytorchStreamReader" in text or "zip archive" in text:
+        return CorruptionError(f"{resolved.weights} is damaged: {_first_line(error)}; restore or download it again")
+    if "CUDA" in text or "HIP" in text:
+        return ConfigError(f"cannot use device '{device}': {_first_line(error)}")
+    return error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] if lines else type(error).__name__
+
+
+class _quiet_root_logger:
+    """open_clip tells its steps on the root logger, which prints warnings that mean nothing to our users."""
+
+    def __enter__(self) -> None:
+        self._level = logging.getLogger().level
+        logging.getLogger().setLevel(logging.ERROR)
+
+    def __exit__(self, *exception: object) -> None:
+        logging.getLogger().setLevel(self._level)
