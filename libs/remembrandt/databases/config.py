@@ -1,0 +1,117 @@
+"""Configuration of a build (`jobs/build_index.py`)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from remembrandt.configuration import Config
+from remembrandt.data.decode import DecodeConfig
+from remembrandt.data.patches import PatchConfig
+from remembrandt.data.sources import SourceConfig
+from remembrandt.databases.bm25 import Bm25Config
+from remembrandt.databases.vectors import VectorConfig
+from remembrandt.encoders import EncoderConfig
+from remembrandt.errors import ConfigError
+
+
+class ExcludeConfig(Config):
+    """Rows that must not be in the new version: of the source, and of the base version when appending.
+
+    `ids` are row ids of the base version. `file` holds one `key` a line (`#` starts a comment).
+    """
+
+    keys: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    licences: tuple[str, ...] = ()
+    ids: tuple[int, ...] = ()
+    file: Path | None = None
+
+    def all_keys(self) -> frozenset[str]:
+        """`keys` and the lines of `file`."""
+        if self.file is None:
+            return frozenset(self.keys)
+        try:
+            lines = self.file.read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(f"cannot read exclude.file {self.file}: {error.strerror}") from None
+        return frozenset(self.keys) | {line.strip() for line in lines if line.strip() and not line.startswith("#")}
+
+
+class GateConfig(Config):
+    """What a finished build must reach before it goes live."""
+
+    recall_floor: float = Field(0.95, ge=0, le=1)
+    recall_at: int = Field(20, ge=1)
+    queries: int = Field(200, ge=1)
+    max_failed_share: float = Field(0.05, ge=0, le=1)
+
+
+class NeighborsConfig(Config):
+    """Neighbours of a train set, to be stored with the version, and the proposal p_D that they give (P1 Eq. 5)."""
+
+    train_set: SourceConfig
+    num_neighbors: int = Field(20, ge=1)
+    exclude_same_group: bool = True
+
+
+class WorkersConfig(Config):
+    """How the work is spread. Nothing here changes what is built."""
+
+    block_size: int | Literal["auto"] = "auto"
+    encoders: int | Literal["auto"] = "auto"
+    encoder_cpus: float = Field(0.5, gt=0)
+    encoder_gpus: float | Literal["auto"] = "auto"
+    encoder_threads: int = Field(1, ge=1)
+    task_cpus: float = Field(0.25, gt=0)
+
+
+class BuildConfig(Config):
+    """One database version: where it goes, what it is made of, how it is searched.
+
+    `uri` is `<root>/<name>`, a path or `s3://…`. `base` appends to an existing version ('current' or its id): its rows
+    keep their embeddings, and source items whose key is already there are skipped. `encoder: null` makes a text-only
+    database.
+    """
+
+    uri: str
+    source: SourceConfig | None = None
+    base: str | None = None
+    encoder: EncoderConfig | None = EncoderConfig()
+    decode: DecodeConfig = DecodeConfig()
+    patches: PatchConfig = PatchConfig()
+    exclude: ExcludeConfig = ExcludeConfig()
+    vectors: VectorConfig = VectorConfig()
+    bm25: Bm25Config = Bm25Config()
+    neighbors: NeighborsConfig | None = None
+    gate: GateConfig = GateConfig()
+    workers: WorkersConfig = WorkersConfig()
+    version: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    publish: bool = True
+
+    @field_validator("uri")
+    @classmethod
+    def _has_name(cls, uri: str) -> str:
+        if not uri.strip("/"):
+            raise ValueError("must name a database: <root>/<name>")
+        return uri.rstrip("/")
+
+    def content(self) -> dict[str, Any]:
+        """What determines the rows and the index, and nothing else: the same content is the same version."""
+        skip = {"uri", "workers", "gate", "publish", "version"}
+        body = {key: value for key, value in self.model_dump(mode="json").items() if key not in skip}
+        for secret in ("url", "api_key", "username", "password"):
+            body["bm25"].pop(secret, None)
+        for machine in ("device", "batch_size", "threads"):
+            (body["encoder"] or {}).pop(machine, None)
+        body["exclude"] |= {"keys": sorted(self.exclude.all_keys()), "file": None}
+        return body
+
+    def version_id(self, *parts: str) -> str:
+        """The version's id: the configured one, else 12 hex digits over the content and `parts` (fingerprints)."""
+        if self.version is not None:
+            return self.version
+        text = json.dumps([self.content(), *parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]

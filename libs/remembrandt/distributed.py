@@ -1,0 +1,81 @@
+"""The few things that every distributed job needs from Ray: a connection, tasks with progress, and readable failures."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from remembrandt.errors import RemembrandtError, ServiceError
+
+_IN_FLIGHT_PER_CPU = 2
+
+
+def connect() -> None:
+    """Joins the cluster that `RAY_ADDRESS` or the job names; without one, starts a local instance on this machine.
+
+    Raises:
+        ServiceError: an address is given and nothing answers there.
+    """
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, configure_logging=True)
+    except (ConnectionError, RayError) as error:
+        address = os.environ.get("RAY_ADDRESS", "auto")
+        raise ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})") from None
+
+
+def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], **options: Any) -> Iterator[tuple[int, Any]]:
+    """Runs one Ray task for each tuple of arguments, at most two a CPU in flight; yields (position, result) as they finish.
+
+    Raises:
+        RemembrandtError: what a task raised, without Ray's wrapping.
+    """
+    remote = ray.remote(function).options(**options)
+    limit = max(2, _IN_FLIGHT_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
+    waiting = list(enumerate(arguments))[::-1]
+    running: dict[ray.ObjectRef, int] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < limit:
+                position, args = waiting.pop()
+                running[remote.remote(*args)] = position
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(done), ray.get(done)
+    except RayError as error:
+        raise plain_error(error) from error
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def plain_error(error: BaseException) -> BaseException:
+    """The RemembrandtError inside what Ray raised, or the error itself if there is none."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, RemembrandtError):
+            return _without_task(seen)
+        inner = getattr(seen, "cause", None)
+        seen = inner if isinstance(inner, BaseException) and inner is not seen else seen.__cause__
+    return error
+
+
+def num_gpus() -> int:
+    """GPUs of the cluster."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def num_cpus() -> int:
+    """Logical CPUs of the cluster."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _without_task(error: RemembrandtError) -> BaseException:
+    """Ray makes a class that is both a task error and the cause's class; its text is a whole traceback."""
+    if isinstance(error, RayTaskError):
+        return error.cause
+    return error
