@@ -1,0 +1,1 @@
+"""Sources of images and captions, safe decoding, and patches."""
