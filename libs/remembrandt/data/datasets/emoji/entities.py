@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from remembrandt.data.datasets.splits import split_of
+from remembrandt.data.datasets.text import slug_of
 
 SHORTCODE_SETS = ("cldr", "emojibase", "iamcal", "github", "joypixels", "emojibase-legacy")
 _SKIN_TONES = {"1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff"}
@@ -53,12 +54,6 @@ def normal_code(code: str) -> str:
     """`1F3DD-FE0F` → `1f3dd`; leading zeros of each point are removed, as icon sets differ in them."""
     parts = (part.lower().lstrip("0") or "0" for part in re.split("[-_]", code))
     return "-".join(part for part in parts if part != "fe0f")
-
-
-def slug_of(text: str) -> str:
-    """`man’s shoe` → `mans-shoe`."""
-    plain = unicodedata.normalize("NFKD", re.sub("[’'“”.]", "", text).replace("&", " and "))
-    return re.sub("[^a-z0-9]+", "-", plain.encode("ascii", "ignore").decode().lower()).strip("-")
 
 
 def read_entities(emojibase: Path, emojilib: Path) -> dict[str, Entity]:

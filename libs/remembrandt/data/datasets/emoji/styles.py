@@ -6,6 +6,12 @@ from dataclasses import dataclass
 APACHE, MIT, CC_BY, CC_BY_SA = "Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-4.0"
 EMOJIBASE = ("emojibase-data", "17.0.0")
 EMOJILIB = ("emojilib", "4.0.3")
+# Drawn as firearms, while the entity has since become a water pistol.
+_FIREARM = frozenset({"pistol"})
+_FXEMOJI_MISNAMED = _FIREARM | {
+    *("bow", "compression", "couple", "down", "keyboard", "kiss"),
+    *("pout", "pouting", "sunglasses", "up", "wave"),
+}
 
 
 @dataclass(frozen=True)
@@ -16,6 +22,7 @@ class Style:
         layout: how the package holds its drawings: `iconify` (one JSON of SVG bodies) or `files` (one file a code).
         folder: of the files, below the package.
         phrase: the style in words; `{}` stands for the entity's label.
+        misnamed: icons that show something else than their name says today (found by looking); they are left out.
         artist: as the package names it; drawings with an author of their own have theirs instead.
     """
 
@@ -27,6 +34,7 @@ class Style:
     artist: str
     phrase: str
     folder: str = ""
+    misnamed: frozenset[str] = frozenset()
 
     @property
     def source(self) -> str:
@@ -65,6 +73,7 @@ STYLES = {
             APACHE,
             "Google Inc",
             "{}, an old Noto emoji by Google",
+            misnamed=_FIREARM,
         ),
         Style(
             "fxemoji",
@@ -74,8 +83,18 @@ STYLES = {
             APACHE,
             "Mozilla",
             "{}, a Firefox OS emoji by Mozilla",
+            misnamed=_FXEMOJI_MISNAMED,
         ),
-        Style("emojione", "@iconify-json/emojione", "1.2.3", "iconify", CC_BY, "Emoji One", "{}, an Emoji One drawing"),
+        Style(
+            "emojione",
+            "@iconify-json/emojione",
+            "1.2.3",
+            "iconify",
+            CC_BY,
+            "Emoji One",
+            "{}, an Emoji One drawing",
+            misnamed=_FIREARM,
+        ),
         Style(
             "openmoji",
             "openmoji",
