@@ -1,0 +1,26 @@
+"""Choosing what a picture is painted from: sampling strategies, and live retrieval from many processes."""
+
+from remembrandt.retrieval.conditioning import Conditioning
+from remembrandt.retrieval.proposal import ProposalTable, proposal_table
+from remembrandt.retrieval.registry import (
+    STRATEGIES,
+    Queries,
+    Strategy,
+    StrategyConfig,
+    encode_queries,
+    parse_strategy,
+)
+from remembrandt.retrieval.searcher import Searcher
+
+__all__ = [
+    "STRATEGIES",
+    "Conditioning",
+    "ProposalTable",
+    "Queries",
+    "Searcher",
+    "Strategy",
+    "StrategyConfig",
+    "encode_queries",
+    "parse_strategy",
+    "proposal_table",
+]

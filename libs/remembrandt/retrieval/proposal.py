@@ -1,0 +1,100 @@
+"""Drawing pseudo-queries from the proposal p_D, truncated to its most likely rows (P1 §3.3, Eq. 5–7, §D.1)."""
+
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+
+import numpy as np
+from numpy.random import Philox
+from numpy.typing import NDArray
+
+from remembrandt.errors import SearchError
+from remembrandt.retrieval.searcher import Searcher
+
+_PSEUDO_QUERY_STREAM = 1
+_POOL_STREAM = 2
+
+
+@dataclass(frozen=True)
+class ProposalTable:
+    """The rows with p_D > 0, most likely first, with cumulative weights: made once, then a draw is a binary search.
+
+    One table serves every m, because D(m) is a prefix of it.
+
+    Attributes:
+        ids_S: int64 ids of the S rows that are a neighbour of at least one training image; equal p_D in order of id.
+        cumulative_S: float64, p_D summed up to and with each of them.
+        num_rows: N, rows of the database.
+    """
+
+    ids_S: NDArray[np.int64]
+    cumulative_S: NDArray[np.float64]
+    num_rows: int
+
+    @classmethod
+    def of(cls, proposal_N: NDArray[np.float64]) -> "ProposalTable":
+        """The table of a proposal p_D (N,).
+
+        Raises:
+            SearchError: negative, not finite, or zero everywhere.
+        """
+        if not np.isfinite(proposal_N).all() or (proposal_N < 0).any() or not (proposal_N > 0).any():
+            raise SearchError("the proposal is not a distribution over rows: compute the neighbours of the train set anew")
+        support = np.flatnonzero(proposal_N)
+        order = np.argsort(-proposal_N[support], kind="stable")
+        ids_S = support[order].astype(np.int64)
+        return cls(ids_S, np.cumsum(proposal_N[ids_S]), len(proposal_N))
+
+    def kept(self, top_m: float) -> int:
+        """How many rows of the table lie in D(m), the ⌈m·N⌉ most likely rows.
+
+        Raises:
+            SearchError: m outside (0, 1].
+        """
+        if not 0 < top_m <= 1:
+            raise SearchError(f"top_m = {top_m} is not possible: it is the fraction of most likely rows to keep, above 0 and up to 1")
+        # m is the decimal number that the user wrote: ceil(0.07 * 100) in floating point would be 8.
+        return min(ceil(Fraction(str(top_m)) * self.num_rows), len(self.ids_S))
+
+    def draw(self, uniforms_B: NDArray[np.float64], top_m: float = 1.0) -> NDArray[np.int64]:
+        """x̃ ~ μ = p_D / Z_m on D(m) (P1 Eq. 7), by inversion: one row id (B,) for each uniform number in [0, 1)."""
+        kept = self.kept(top_m)
+        positions = np.searchsorted(self.cumulative_S[:kept], uniforms_B * self.cumulative_S[kept - 1], side="right")
+        drawn_B: NDArray[np.int64] = self.ids_S[np.minimum(positions, kept - 1)]
+        return drawn_B
+
+
+_tables: "weakref.WeakKeyDictionary[Searcher, ProposalTable]" = weakref.WeakKeyDictionary()
+_tables_lock = threading.Lock()
+
+
+def proposal_table(searcher: Searcher) -> ProposalTable:
+    """The table of a searcher's own proposal; made at the first call, then remembered as long as the searcher lives.
+
+    Raises:
+        SearchError: the version was built without neighbours, so that it has no proposal.
+    """
+    with _tables_lock:
+        table = _tables.get(searcher)
+        if table is None:
+            table = _tables[searcher] = ProposalTable.of(searcher.proposal())
+        return table
+
+
+def pseudo_query_uniforms(seeds_B: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each item, from its seed alone."""
+    return _uniforms(seeds_B, _PSEUDO_QUERY_STREAM)
+
+
+def pool_uniforms(seeds_B: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:
+    """A number in [0, 1) for each item, from its seed alone; independent of `pseudo_query_uniforms`."""
+    return _uniforms(seeds_B, _POOL_STREAM)
+
+
+def _uniforms(seeds_B: Sequence[int] | NDArray[np.integer], stream: int) -> NDArray[np.float64]:
+    """53 random bits of a counter-based generator keyed by (seed, stream); its raw output never changes between releases."""
+    bits = [int(Philox(key=(int(seed) % 2**64) | stream << 64).random_raw()) >> 11 for seed in seeds_B]
+    return np.asarray(bits, dtype=np.float64) * 2.0**-53
