@@ -23,10 +23,22 @@ def connect() -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False, configure_logging=True)
+        ray.init(logging_level=logging.WARNING, log_to_driver=False, **_local_size())
     except (ConnectionError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
         raise ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})") from None
+
+
+def _local_size() -> dict[str, Any]:
+    """Size of a local instance: `REMEMBRANDT_RAY_CPUS` and `REMEMBRANDT_RAY_OBJECT_STORE_MB`, else Ray's own choice."""
+    if os.environ.get("RAY_ADDRESS"):
+        return {}
+    size: dict[str, Any] = {"include_dashboard": False}
+    if cpus := os.environ.get("REMEMBRANDT_RAY_CPUS"):
+        size["num_cpus"] = int(cpus)
+    if megabytes := os.environ.get("REMEMBRANDT_RAY_OBJECT_STORE_MB"):
+        size["object_store_memory"] = int(megabytes) * 1_000_000
+    return size
 
 
 def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], **options: Any) -> Iterator[tuple[int, Any]]:

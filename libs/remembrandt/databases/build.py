@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 import remembrandt
 from remembrandt.data.records import Source, SourceBlock
 from remembrandt.data.sources import open_source
+from remembrandt.data.sources.common import Exclusions, key_digests
 from remembrandt.databases.assemble import RowsReport, assemble_bm25, assemble_rows, assemble_vectors, collect_blocks
 from remembrandt.databases.bm25 import ElasticsearchLoader
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.config import BuildConfig
-from remembrandt.databases.embed import BaseRows, EmbedJob, Excluded, embed_blocks, key_hash
+from remembrandt.databases.embed import BaseRows, EmbedJob, Excluded, embed_blocks
 from remembrandt.databases.manifest import (
     FAILURES,
     MANIFEST,
@@ -309,14 +310,11 @@ def _block_size(config: BuildConfig, source: Source, encoder: ResolvedModel | No
 
 
 def _excluded(config: BuildConfig, base_store: Store | None) -> Excluded:
-    hashes: NDArray[np.uint64] = np.empty(0, np.uint64)
+    digests: NDArray[np.uint64] = np.empty(0, np.uint64)
     if base_store is not None:
         keys = open_rows(base_store).to_table(columns=["key"]).column("key").to_pylist()
-        hashes = np.sort(np.array([key_hash(key) for key in keys], dtype=np.uint64))
-    exclude = config.exclude
-    return Excluded(
-        exclude.all_keys(), frozenset(exclude.groups), frozenset(exclude.licences), frozenset(exclude.ids), hashes
-    )
+        digests = np.sort(key_digests(keys))
+    return Excluded(Exclusions.load(config.exclude), frozenset(config.exclude.ids), digests)
 
 
 def _check_failures(config: BuildConfig, report: RowsReport) -> None:

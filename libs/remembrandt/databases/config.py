@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator
@@ -11,33 +10,20 @@ from remembrandt.configuration import Config
 from remembrandt.data.decode import DecodeConfig
 from remembrandt.data.patches import PatchConfig
 from remembrandt.data.sources import SourceConfig
+from remembrandt.data.sources.common import ExcludeConfig, Exclusions
 from remembrandt.databases.bm25 import Bm25Config
 from remembrandt.databases.vectors import VectorConfig
 from remembrandt.encoders import EncoderConfig
-from remembrandt.errors import ConfigError
 
 
-class ExcludeConfig(Config):
+class ExcludeRowsConfig(ExcludeConfig):
     """Rows that must not be in the new version: of the source, and of the base version when appending.
 
-    `ids` are row ids of the base version. `file` holds one `key` a line (`#` starts a comment).
+    Attributes:
+        ids: row ids of the base version.
     """
 
-    keys: tuple[str, ...] = ()
-    groups: tuple[str, ...] = ()
-    licences: tuple[str, ...] = ()
     ids: tuple[int, ...] = ()
-    file: Path | None = None
-
-    def all_keys(self) -> frozenset[str]:
-        """`keys` and the lines of `file`."""
-        if self.file is None:
-            return frozenset(self.keys)
-        try:
-            lines = self.file.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"cannot read exclude.file {self.file}: {error.strerror}") from None
-        return frozenset(self.keys) | {line.strip() for line in lines if line.strip() and not line.startswith("#")}
 
 
 class GateConfig(Config):
@@ -82,7 +68,7 @@ class BuildConfig(Config):
     encoder: EncoderConfig | None = EncoderConfig()
     decode: DecodeConfig = DecodeConfig()
     patches: PatchConfig = PatchConfig()
-    exclude: ExcludeConfig = ExcludeConfig()
+    exclude: ExcludeRowsConfig = ExcludeRowsConfig()
     vectors: VectorConfig = VectorConfig()
     bm25: Bm25Config = Bm25Config()
     neighbors: NeighborsConfig | None = None
@@ -106,7 +92,7 @@ class BuildConfig(Config):
             body["bm25"].pop(secret, None)
         for machine in ("device", "batch_size", "threads"):
             (body["encoder"] or {}).pop(machine, None)
-        body["exclude"] |= {"keys": sorted(self.exclude.all_keys()), "file": None}
+        body["exclude"] = [*Exclusions.load(self.exclude).describe(), sorted(self.exclude.ids)]
         return body
 
     def version_id(self, *parts: str) -> str:

@@ -18,6 +18,7 @@ from PIL import Image
 from remembrandt.data.decode import DecodeConfig, DecodeError, decode_image
 from remembrandt.data.patches import Patch, PatchConfig, cut_patches, encode_patch
 from remembrandt.data.records import Source, SourceBlock, SourceRecord
+from remembrandt.data.sources.common import Exclusions, key_digests
 from remembrandt.databases.config import WorkersConfig
 from remembrandt.databases.rows import content_digest, embedding_array, open_rows, row_schema, write_fragment
 from remembrandt.distributed import num_cpus, num_gpus, plain_error
@@ -39,27 +40,30 @@ class BaseRows:
 
 @dataclass(frozen=True)
 class Excluded:
-    """Rows that must not come in. `base_keys` are sorted 64-bit hashes of keys that the base version already holds."""
+    """Rows that must not come in.
 
-    keys: frozenset[str]
-    groups: frozenset[str]
-    licences: frozenset[str]
+    Attributes:
+        chosen: by key, group or licence, of source and base alike.
+        ids: row ids of the base version.
+        base_keys: sorted digests of the keys that the base version already holds.
+    """
+
+    chosen: Exclusions
     ids: frozenset[int]
     base_keys: NDArray[np.uint64]
 
-    def record(self, record: SourceRecord) -> bool:
-        """Whether an item of the source stays out."""
-        return (
-            record.key in self.keys
-            or (record.group or record.key) in self.groups
-            or record.licence in self.licences
-        )
-
     def in_base(self, key: str) -> bool:
-        """Whether the base version already has a row of this key."""
-        value = key_hash(key)
-        position = int(np.searchsorted(self.base_keys, value))
-        return position < len(self.base_keys) and self.base_keys[position] == value
+        """Whether the base version already has a row of this item: the whole of it, or its first patch."""
+        digests = key_digests([key, patch_key(key, 0)])
+        positions = np.searchsorted(self.base_keys, digests)
+        return bool((self.base_keys[np.minimum(positions, len(self.base_keys) - 1)] == digests).any()) if len(self.base_keys) else False
+
+    def base_row(self, row_id: int, key: str, group: str, licence: str) -> bool:
+        """Whether a row of the base version stays out; a patch goes with its image."""
+        image_key = key.rpartition("#")[0] or key
+        return row_id in self.ids or any(
+            self.chosen.drops(SourceRecord(name, group=group, licence=licence)) for name in {key, image_key}
+        )
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,9 @@ class EmbedJob:
         return row_schema(self.fields, self.dim)
 
 
-def key_hash(key: str) -> np.uint64:
-    """64-bit hash of a row key."""
-    return np.frombuffer(content_digest(None, key)[:8], dtype=np.uint64)[0]
+def patch_key(key: str, index: int) -> str:
+    """Row key of a patch: its image's key and its number."""
+    return f"{key}#{index}"
 
 
 def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) -> None:
@@ -138,23 +142,19 @@ class ReadBlock:
         number = int(item["number"])
         block = self._job.blocks[number]
         if isinstance(block, BaseRows):
-            return _pack(number, self._base_rows(block), None, {"items": block.stop - block.first, "failures": []})
+            rows, items = self._base_rows(block), block.stop - block.first
+            return _pack(number, rows, None, {"items": items, "excluded": items - len(rows), "failures": []})
         return self._source_rows(number, block)
 
     def _base_rows(self, block: BaseRows) -> pa.Table:
-        excluded = self._job.excluded
-        table = open_rows(block.store).scanner(
-            offset=block.first, limit=block.stop - block.first, scan_in_order=True
-        ).to_table()
-        out = [
-            row_id in excluded.ids or key in excluded.keys or group in excluded.groups or licence in excluded.licences
-            for row_id, key, group, licence in zip(
-                *(table.column(name).to_pylist() for name in ("id", "key", "group", "licence")), strict=True
-            )
-        ]
-        return table.filter(pa.array(out, pa.bool_()).cast(pa.int8()).to_numpy(zero_copy_only=False) == 0).select(
-            self._job.schema.names
-        )
+        dataset = open_rows(block.store)
+        table = dataset.scanner(offset=block.first, limit=block.stop - block.first, scan_in_order=True).to_table()
+        columns = (table.column(name).to_pylist() for name in ("id", "key", "group", "licence"))
+        kept = [not self._job.excluded.base_row(*row) for row in zip(*columns, strict=True)]
+        for name in self._job.fields:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.array([""] * len(table), pa.string()))
+        return table.filter(pa.array(kept, pa.bool_())).select(self._job.schema.names)
 
     def _source_rows(self, number: int, block: SourceBlock) -> dict[str, Any]:
         job = self._job
@@ -165,7 +165,7 @@ class ReadBlock:
         items = excluded = known = 0
         for record in job.source.read(block):
             items += 1
-            if job.excluded.record(record):
+            if job.excluded.chosen.drops(record):
                 excluded += 1
             elif job.excluded.in_base(record.key):
                 known += 1
@@ -197,7 +197,7 @@ class ReadBlock:
 
     def _patch_row(self, record: SourceRecord, patch: Patch) -> dict[str, Any]:
         data = encode_patch(patch.image, self._job.patches)
-        return self._row(record, f"{record.key}#{patch.index}", data, patch.image.size, patch.box)
+        return self._row(record, patch_key(record.key, patch.index), data, patch.image.size, patch.box)
 
     def _row(
         self, record: SourceRecord, key: str, image: bytes | None, size: tuple[int, int], box: tuple[int, ...] | None

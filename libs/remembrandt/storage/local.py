@@ -46,7 +46,8 @@ class LocalStore(Store):
             shutil.copyfile(source, temporary)
 
     def download(self, path: str, target: Path) -> None:
-        LocalStore(target.parent).upload(self.root / path, target.name)
+        with self.open(path):
+            LocalStore(target.parent).upload(self.root / path, target.name)
 
     def files(self, prefix: str = "") -> list[Entry]:
         top = self.root / prefix
