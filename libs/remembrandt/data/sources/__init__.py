@@ -5,10 +5,17 @@ from typing import Annotated
 from pydantic import Field
 
 from remembrandt.data.records import Source
+from remembrandt.data.sources.clip_retrieval import ClipRetrievalConfig, ClipRetrievalSource
 from remembrandt.data.sources.images import ImagesConfig, ImagesSource
+from remembrandt.data.sources.parquet import ParquetConfig, ParquetSource
+from remembrandt.data.sources.rdm import RdmNpzConfig, RdmNpzSource
+from remembrandt.data.sources.texts import TextsConfig, open_texts
 from remembrandt.data.sources.webdataset import WebdatasetConfig, WebdatasetSource
 
-SourceConfig = Annotated[ImagesConfig | WebdatasetConfig, Field(discriminator="kind")]
+SourceConfig = Annotated[
+    ImagesConfig | WebdatasetConfig | ParquetConfig | ClipRetrievalConfig | RdmNpzConfig | TextsConfig,
+    Field(discriminator="kind"),
+]
 
 
 def open_source(config: SourceConfig) -> Source:
@@ -22,3 +29,11 @@ def open_source(config: SourceConfig) -> Source:
             return ImagesSource(config)
         case WebdatasetConfig():
             return WebdatasetSource(config)
+        case ParquetConfig():
+            return ParquetSource(config)
+        case ClipRetrievalConfig():
+            return ClipRetrievalSource(config)
+        case RdmNpzConfig():
+            return RdmNpzSource(config)
+        case TextsConfig():
+            return open_texts(config)
