@@ -27,7 +27,7 @@ TEXT_SCHEMA = pa.schema(
 )
 
 
-class UnusableItem(Exception):
+class UnusableItemError(Exception):
     """One item of a data set that cannot become a row (blank drawing, damaged file); its message is the reason."""
 
 
@@ -115,7 +115,9 @@ class Recipe(Protocol):
 
 
 class TarContent(Content):
-    """Image rows in webdataset shards of img2dataset's layout."""
+    """Image rows in webdataset shards of img2dataset's layout; `make` turns a key into its row, or raises
+    UnusableItemError.
+    """
 
     def __init__(
         self,
@@ -125,15 +127,15 @@ class TarContent(Content):
         shard_rows: int = 1000,
     ) -> None:
         self.versions, self.total = versions, len(keys)
-        self._keys, self._make, self._shard_rows = sorted(keys), make, shard_rows
+        self.keys, self._make, self._shard_rows = tuple(sorted(keys)), make, shard_rows
         self.num_blocks = -(-len(keys) // shard_rows)
 
     def build(self, number: int) -> Block:
         report, samples = BlockReport(), []
-        for key in self._keys[number * self._shard_rows : (number + 1) * self._shard_rows]:
+        for key in self.keys[number * self._shard_rows : (number + 1) * self._shard_rows]:
             try:
                 sample = self._make(key)
-            except UnusableItem as error:
+            except UnusableItemError as error:
                 report.skipped[key] = str(error)
                 continue
             report.count(sample.fields)

@@ -18,7 +18,8 @@ class Credit:
 
 def read_credits(readme: str) -> dict[str, Credit]:
     """Credit by file name. A README is a list of paragraphs with the fields Copyright, License and Files (some forget
-    the last one and just list the files)."""
+    the last one and just list the files).
+    """
     credits = {}
     for paragraph in re.split(r"\n\s*\n", readme):
         fields = _fields(paragraph)

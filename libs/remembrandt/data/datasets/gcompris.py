@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from remembrandt.data.datasets.content import Sample, TarContent, UnusableItem
+from remembrandt.data.datasets.content import Sample, TarContent, UnusableItemError
 from remembrandt.data.datasets.credits import Credit, read_credits
 from remembrandt.data.datasets.packages import debian_package
 from remembrandt.data.datasets.rcc import read_rcc
@@ -104,7 +104,7 @@ def make_sample(picture: Picture, data: bytes, source: str) -> Sample:
     try:
         width, height = Image.open(io.BytesIO(data), formats=["WEBP", "PNG", "JPEG"]).size
     except OSError as error:
-        raise UnusableItem(f"cannot be decoded: {error}") from None
+        raise UnusableItemError(f"cannot be decoded: {error}") from None
     entity = slug_of(picture.title)
     known = not picture.category or picture.category in picture.title
     texts = [picture.title, "" if known else f"{picture.title}, {picture.category}", picture.paragraph]

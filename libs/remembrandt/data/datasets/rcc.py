@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from remembrandt.data.datasets.packages import require_module
 from remembrandt.errors import SourceError
 
 _ZLIB, _FOLDER, _ZSTD = 1, 2, 4
@@ -58,7 +59,6 @@ class _Tree:
         if flags & _ZLIB:
             return zlib.decompress(data[4:])
         if flags & _ZSTD:
-            import zstandard
-
-            return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+            plain: bytes = require_module("zstandard").ZstdDecompressor().decompressobj().decompress(data)
+            return plain
         return data

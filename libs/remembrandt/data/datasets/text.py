@@ -6,7 +6,7 @@ import unicodedata
 
 
 def slug_of(text: str) -> str:
-    """`man’s shoe` → `mans-shoe`: the characters a–z, 0–9 and '-' only."""
+    """`man’s shoe` → `mans-shoe`: the characters a-z, 0-9 and '-' only."""
     plain = unicodedata.normalize("NFKD", re.sub("[’'“”.]", "", text).replace("&", " and "))
     return re.sub("[^a-z0-9]+", "-", plain.encode("ascii", "ignore").decode().lower()).strip("-")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from remembrandt.data.datasets.content import Sample, TarContent, UnusableItem
+from remembrandt.data.datasets.content import Sample, TarContent, UnusableItemError
 from remembrandt.data.datasets.packages import debian_package
 from remembrandt.data.datasets.pixels import over_white
 from remembrandt.data.datasets.splits import split_of
@@ -103,7 +103,7 @@ def make_sample(key: str, unit: Unit, image: Path, source: str) -> Sample:
     try:
         picture = over_white(Image.open(image, formats=["PNG"]))
     except OSError as error:
-        raise UnusableItem(f"cannot be decoded: {error}") from None
+        raise UnusableItemError(f"cannot be decoded: {error}") from None
     picture.save(stream, "PNG")
     pose = pose_of(unit, image)
     shown = f"portrait of {unit.name}, painted" if portrait else f"{unit.name}, a sprite in pixel art"
@@ -178,7 +178,8 @@ def _files(unit: Unit, root: Path) -> Iterable[Path]:
 
 def _affinity(unit: Unit, path: str) -> int:
     """How well an image fits a unit: characters of the main image's name that it begins with, or, for portraits,
-    words of the unit's name."""
+    words of the unit's name.
+    """
     if path.startswith("portraits/"):
         return len({*re.split(r"[^a-z]+", Path(path).stem)} & {*unit.slug.split("-")})
     stem = unit.base_image.removesuffix(".png")

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from remembrandt.data.datasets.content import UnusableItem
+from remembrandt.data.datasets.content import UnusableItemError
 from remembrandt.data.datasets.emoji.entities import Entity, normal_code
 from remembrandt.data.datasets.emoji.styles import Style
 from remembrandt.data.datasets.pixels import over_white
@@ -95,13 +95,14 @@ class DrawingFiles:
         try:
             picture = Image.open(file, formats=["WEBP", "PNG"]).convert("RGBA")
         except OSError as error:
-            raise UnusableItem(f"{file.name} cannot be decoded: {error}") from None
+            raise UnusableItemError(f"{file.name} cannot be decoded: {error}") from None
         return _checked(over_white(_fit(picture, size)))
 
 
 def join_names(icons: Iterable[str], entities: Iterable[Entity]) -> dict[str, str]:
     """Entity code → icon name. An exact label wins over a Unicode name, and that over shortcodes; each icon and each
-    entity is used once."""
+    entity is used once.
+    """
     by_level: dict[str, tuple[int, str]] = {}
     for entity in entities:
         for level, name in enumerate(entity.names):
@@ -141,14 +142,14 @@ def render_svg(svg: str, size: int) -> Image.Image:
     """RGB over white; a drawing that is not square is centred.
 
     Raises:
-        UnusableItem: not a drawing, or nothing of it can be seen on white.
+        UnusableItemError: not a drawing, or nothing of it can be seen on white.
     """
     import resvg_py
 
     try:
         png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
     except ValueError as error:
-        raise UnusableItem(f"cannot be rendered: {error}") from None
+        raise UnusableItemError(f"cannot be rendered: {error}") from None
     return _checked(over_white(_fit(Image.open(io.BytesIO(png)), size)))
 
 
@@ -169,7 +170,7 @@ def _checked(picture: Image.Image) -> Image.Image:
     darkness = picture.convert("L").histogram()
     visible = sum(darkness[: 256 - _VISIBLE_CHANGE])
     if visible < _VISIBLE_SHARE * picture.width * picture.height:
-        raise UnusableItem("nothing can be seen on white")
+        raise UnusableItemError("nothing can be seen on white")
     return picture
 
 

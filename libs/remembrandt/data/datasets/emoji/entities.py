@@ -26,7 +26,7 @@ class Entity:
 
     Attributes:
         code: code points in hex joined by '-', lower case, without the variation selector U+FE0F.
-        slug: label in the characters a–z, 0–9 and '-'; unique.
+        slug: label in the characters a-z, 0-9 and '-'; unique.
         group: slug of the same entity without skin tone.
         base: slug of the family it belongs to (skin tones, genders and directions of one thing): splits never
             part a family.

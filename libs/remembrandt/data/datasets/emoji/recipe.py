@@ -1,6 +1,5 @@
 """Rows of the emoji data set: one drawing of one entity by one artist."""
 
-import importlib.util
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from remembrandt.data.datasets.content import Sample, TarContent
 from remembrandt.data.datasets.emoji.drawings import Drawings, open_drawings
 from remembrandt.data.datasets.emoji.entities import Entity, read_entities
 from remembrandt.data.datasets.emoji.styles import EMOJIBASE, EMOJILIB, STYLES, Style
-from remembrandt.data.datasets.packages import npm_package
+from remembrandt.data.datasets.packages import npm_package, require_module
 from remembrandt.data.datasets.splits import stable_fraction
 from remembrandt.errors import ConfigError
 
@@ -50,7 +49,7 @@ class EmojiRecipe:
         }
 
     def open(self) -> TarContent:
-        _require_renderer()
+        require_module("resvg_py")
         entities = read_entities(npm_package(*EMOJIBASE), npm_package(*EMOJILIB))
         chosen = {name: STYLES[name] for name in sorted(set(self.styles))}
         drawings = {
@@ -119,8 +118,3 @@ def captions_of(entity: Entity, style: Style) -> list[str]:
         ", ".join(entity.shortcodes),
     ]
     return list(dict.fromkeys(text for text in texts if text))
-
-
-def _require_renderer() -> None:
-    if importlib.util.find_spec("resvg_py") is None:
-        raise ConfigError("drawing emoji needs resvg-py: pip install 'remembrandt[datasets]'")
