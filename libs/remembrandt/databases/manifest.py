@@ -23,11 +23,13 @@ FAILURES = "failures.jsonl"
 TRAINED_INDEX = "vectors/trained.faiss"
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """A frozen record of plain values that is stored as checksummed JSON."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 
 
-class SourceInfo(_Document):
+class SourceInfo(Document):
     """Where the rows came from: configuration, fingerprint of the listing, and what could not be used."""
 
     config: dict[str, Any]
@@ -36,7 +38,7 @@ class SourceInfo(_Document):
     failed: int
 
 
-class ShardInfo(_Document):
+class ShardInfo(Document):
     """One vector shard: its file below the version, and the ids `first_id` … `first_id + rows - 1` it holds."""
 
     path: str
@@ -44,7 +46,7 @@ class ShardInfo(_Document):
     rows: int
 
 
-class VectorsInfo(_Document):
+class VectorsInfo(Document):
     """How the vectors are indexed. Search uses L2-normalised vectors; conditioning uses the raw ones of the row store."""
 
     plan: dict[str, Any]
@@ -54,7 +56,7 @@ class VectorsInfo(_Document):
     shards: tuple[ShardInfo, ...]
 
 
-class NeighborsInfo(_Document):
+class NeighborsInfo(Document):
     """Neighbours of a train set stored with the version, and the proposal p_D that they give (P1 Eq. 5)."""
 
     path: str
@@ -64,7 +66,7 @@ class NeighborsInfo(_Document):
     train_set: dict[str, Any]
 
 
-class Manifest(_Document):
+class Manifest(Document):
     """Everything that is known of one immutable version."""
 
     schema_version: int = SCHEMA_VERSION
@@ -104,7 +106,7 @@ class Manifest(_Document):
         return sum(file.bytes for file in self.file_records)
 
 
-class Pointer(_Document):
+class Pointer(Document):
     """What `current` says: the live version, its manifest's digest, and the versions that were live before (newest last)."""
 
     version: str
@@ -112,10 +114,10 @@ class Pointer(_Document):
     history: tuple[str, ...] = ()
 
 
-DocumentT = TypeVar("DocumentT", bound=_Document)
+DocumentT = TypeVar("DocumentT", bound=Document)
 
 
-def encode_document(document: _Document) -> bytes:
+def encode_document(document: Document) -> bytes:
     """Canonical JSON with a checksum over everything else."""
     body = document.model_dump(mode="json")
     return _canonical({**body, "checksum": _checksum(body)})
