@@ -46,9 +46,9 @@ def png_header(width, height, depth=8, colour=2):
     return b"\x89PNG\r\n\x1a\n" + header
 
 
-def reason(data, config=DecodeConfig()):
+def reason(data, config=None):
     with pytest.raises(DecodeError) as caught:
-        decode_image(data, config)
+        decode_image(data, config or DecodeConfig())
     message = str(caught.value)
     assert "\n" not in message and len(message) < 200
     return message
@@ -193,10 +193,7 @@ def test_a_compressed_text_bomb_is_refused():
     bomb = chunk(b"zTXt", b"c\0\0" + zlib.compress(b"x" * 80_000_000))
     data = png_header(1, 1) + bomb + chunk(b"IDAT", zlib.compress(b"\0\0\0\0")) + chunk(b"IEND", b"")
     start = time.perf_counter()
-    try:
-        assert decode_image(data).size == (1, 1)
-    except DecodeError:
-        pass
+    assert "too large" in reason(data)
     assert time.perf_counter() - start < 2
 
 
@@ -259,17 +256,17 @@ def test_damage_gives_an_image_or_a_decode_error_quickly(sample):
     good = list(samples())[sample]
     assert decode_image(good).mode == "RGB"
     draw = random.Random(sample)
-    refused = 0
+    outcomes = []
     for _ in range(1500):
         data = damaged(good, draw)
         start = time.perf_counter()
         try:
-            assert decode_image(data, DecodeConfig(max_pixels=2_000_000)).mode == "RGB"
+            outcomes.append(decode_image(data, DecodeConfig(max_pixels=2_000_000)).mode)
         except DecodeError as error:
-            refused += 1
-            assert str(error) and "\n" not in str(error)
+            outcomes.append(str(error))
         assert time.perf_counter() - start < 5
-    assert refused > 20
+    assert all(outcomes) and not any("\n" in outcome for outcome in outcomes)
+    assert len(outcomes) - outcomes.count("RGB") > 100
 
 
 def test_damage_is_silent(tmp_path):
@@ -310,7 +307,7 @@ def test_random_bytes_behind_real_signatures_give_a_decode_error():
 
 
 def test_threads_decode_the_same_pixels():
-    files = [data for data in samples()] * 6
+    files = list(samples()) * 6
     expected = [np.asarray(decode_image(data)) for data in files]
     with ThreadPoolExecutor(8) as pool:
         images = list(pool.map(decode_image, files))

@@ -167,7 +167,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1–8. Broken EXIF must not cost a good image: it counts as upright."""
     try:
         value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # Pillow's EXIF reader raises almost any type
+    except Exception:  # noqa: BLE001 - Pillow's EXIF reader raises almost any type
         return 1
     return value if isinstance(value, int) else 1
 

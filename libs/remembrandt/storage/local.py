@@ -51,16 +51,20 @@ class LocalStore(Store):
 
     def files(self, prefix: str = "") -> list[Entry]:
         top = self.root / prefix
+        above = len(str(self.root).rstrip("/")) + 1
         entries = []
         with _explained("list", top):
             for folder, _, names in os.walk(top, onerror=_raise_unless_absent):
                 for name in names:
                     if name.startswith(_TEMPORARY):
                         continue
-                    file = Path(folder, name)
-                    stat = file.stat()
+                    file = f"{folder}/{name}"
+                    try:
+                        stat = Path(file).stat()
+                    except FileNotFoundError:  # deleted meanwhile, or a link that leads nowhere
+                        continue
                     identity = f"{stat.st_size}-{stat.st_mtime_ns}-{stat.st_ino}"
-                    entries.append(Entry(file.relative_to(self.root).as_posix(), stat.st_size, identity))
+                    entries.append(Entry(file[above:], stat.st_size, identity))
         return sorted(entries)
 
     def folders(self, prefix: str = "") -> list[str]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -122,6 +123,11 @@ def test_a_file_that_vanishes_after_listing_is_a_problem(folder, read_all):
     assert "does not exist" in read_all(source)[1].problem
 
 
+def test_a_link_that_leads_nowhere_is_passed_over(folder, read_all, keys):
+    Path(folder, "b", "gone.jpg").symlink_to("nowhere.jpg")
+    assert keys(read_all(open_source(ImagesConfig(uri=folder)))) == ["a/cat.PNG", "b/dog.jpg", "plain.webp"]
+
+
 def test_text_that_no_store_accepts_is_mended(folder, put, read_all):
     put(folder, {"a/cat.json": b'{"caption": "half \\ud83d a pair"}'})
     assert read_all(open_source(ImagesConfig(uri=folder)))[0].caption == "half ? a pair"
@@ -168,8 +174,8 @@ def test_an_exclude_file_that_is_missing_is_named(folder):
 @pytest.mark.s3
 def test_images_on_s3_read_like_local_ones(folder, s3_uri, put, read_all):
     local = read_all(open_source(ImagesConfig(uri=folder)))
-    put(s3_uri, {path: open(f"{folder}/{path}", "rb").read() for path in ("b/dog.jpg", "b/dog.txt", "b/dog.json")})
-    put(s3_uri, {path: open(f"{folder}/{path}", "rb").read() for path in ("a/cat.PNG", "a/cat.json", "plain.webp")})
+    root = Path(folder)
+    put(s3_uri, {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()})
     source = open_source(ImagesConfig(uri=s3_uri))
     assert read_all(pickle.loads(pickle.dumps(source)), 2) == local
     assert source.fingerprint() == open_source(ImagesConfig(uri=s3_uri)).fingerprint()

@@ -221,6 +221,18 @@ def test_every_bit_flip_or_cut_of_a_shard_leaves_a_readable_source(tmp_path, put
         assert together[-1].key == "1/last" and len(together) >= 2
 
 
+def test_a_header_that_leads_backwards_is_damage_and_no_endless_loop(tmp_path, put, tar, item, read_all):
+    data = bytearray(tar(item("0") + item("1") + item("2")))
+    start = data.index(b"1.jpg")
+    for size in (b"-0000000777\0", b"\xff" * 11 + b"\x01"):
+        data[start + 124 : start + 136] = size
+        data[start + 148 : start + 156] = b" " * 8
+        data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
+        uri = put(tmp_path, {"0.tar": bytes(data)})
+        records = read_all(open_source(WebdatasetConfig(uri=uri)))
+        assert [record.key for record in records if record.problem is None] == ["0", "2"]
+
+
 def test_a_shard_without_end_marker_is_whole(tmp_path, put, tar, item, read_all, keys):
     data = tar(item("a") + item("b")).rstrip(b"\0")
     uri = put(tmp_path, {"0.tar": data + b"\0" * (-len(data) % 512)})

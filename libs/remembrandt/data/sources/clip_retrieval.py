@@ -21,7 +21,7 @@ from remembrandt.data.sources.common import (
 from remembrandt.data.sources.fetch import FileFetcher
 from remembrandt.data.sources.listing import Listing, content_digest, is_gone, list_files, map_ahead
 from remembrandt.data.sources.npy import read_npy_header, read_npy_rows
-from remembrandt.data.sources.tables import DamagedFile, inspect_table, read_rows
+from remembrandt.data.sources.tables import DamagedFileError, inspect_table, read_rows
 from remembrandt.errors import SourceError, StorageError
 from remembrandt.storage.store import open_store
 
@@ -96,7 +96,7 @@ class ClipRetrievalSource(PartedSource):
                 record = self._reader.record(self._key(block.part, position, row), row)
                 yield _checked(record, cast(NDArray[np.floating], embedding), position in repeated)
                 position += 1
-        except DamagedFile as error:
+        except DamagedFileError as error:
             for lost in range(position, block.stop):
                 yield SourceRecord(f"{block.part}/{lost}", problem=str(error))
 
@@ -127,7 +127,7 @@ class ClipRetrievalSource(PartedSource):
         try:
             header = read_npy_header(self._store, part)
             table = inspect_table(self._store, self._tables[part])
-        except DamagedFile as error:
+        except DamagedFileError as error:
             raise SourceError(f"{where} or its metadata cannot be read: {error}") from error
         if len(header.shape) != 2 or header.dtype.kind != "f":
             raise SourceError(

@@ -21,7 +21,7 @@ from remembrandt.data.sources.common import (
 )
 from remembrandt.data.sources.fetch import FileFetcher
 from remembrandt.data.sources.listing import content_digest, is_gone, list_files, map_ahead
-from remembrandt.data.sources.tables import DamagedFile, TableShape, inspect_table, read_rows, require_column
+from remembrandt.data.sources.tables import DamagedFileError, TableShape, inspect_table, read_rows, require_column
 from remembrandt.errors import SourceError, StorageError
 from remembrandt.storage.store import open_store
 
@@ -123,7 +123,7 @@ class TableSource(PartedSource):
                 elif clean_text(row.get("status")) in ("", "success"):
                     yield partial(self._finish, block.part, key, row)
                 position += 1
-        except DamagedFile as error:
+        except DamagedFileError as error:
             for lost in range(position, block.stop):
                 yield partial(SourceRecord, f"{block.part}/{lost}", problem=str(error))
 
@@ -152,7 +152,7 @@ class TableSource(PartedSource):
         """Rows up to the first damage, which reading the block will report."""
         try:
             yield from read_rows(self._store, path, start, stop, columns)
-        except DamagedFile:
+        except DamagedFileError:
             return
 
     def _shape(self, path: str) -> TableShape | str:
@@ -160,7 +160,7 @@ class TableSource(PartedSource):
         if path not in self._shapes:
             try:
                 self._shapes[path] = inspect_table(self._store, path)
-            except DamagedFile as error:
+            except DamagedFileError as error:
                 self._shapes[path] = str(error)
         return self._shapes[path]
 
@@ -229,6 +229,6 @@ class ParquetSource(TableSource):
         if self._store.exists(f"{stem}.tar"):
             raise SourceError(f"the images of {self._store.uri}/{part} are in {stem}.tar: use kind: webdataset")
         raise SourceError(
-            f"{self._store.uri}/{part} has no column with images or their paths (it has {columns}): name it in image or "
-            "path; a table of URLs must be fetched with img2dataset first"
+            f"{self._store.uri}/{part} has no column with images or their paths (it has {columns}): name it in "
+            "image or path; a table of URLs must be fetched with img2dataset first"
         )

@@ -20,7 +20,7 @@ from remembrandt.data.sources.common import BaseSourceConfig, PartedSource, deco
 from remembrandt.data.sources.fetch import FileFetcher
 from remembrandt.data.sources.listing import PackedNames, content_digest, is_gone, list_files, map_ahead
 from remembrandt.data.sources.npy import NpzReader, npz_arrays
-from remembrandt.data.sources.tables import DamagedFile
+from remembrandt.data.sources.tables import DamagedFileError
 from remembrandt.errors import SourceError, StorageError
 from remembrandt.storage.store import open_store, split_uri
 
@@ -104,7 +104,7 @@ class RdmNpzSource(PartedSource):
                     record = self._reader.record(_key(block.part, position), metadata, embedding=vector)
                     yield record, number, (left, top, right, bottom)
                     position += 1
-        except DamagedFile as error:
+        except DamagedFileError as error:
             for lost in range(position, block.stop):
                 yield SourceRecord(_key(block.part, lost), problem=str(error)), -1, (0, 0, 0, 0)
 
@@ -157,7 +157,7 @@ class RdmNpzSource(PartedSource):
         """How many rows a file has, or why it cannot be read."""
         try:
             reader = NpzReader(self._store, path, _ARRAYS)
-        except DamagedFile as error:
+        except DamagedFileError as error:
             return str(error)
         reader.close()
         shapes = [header.shape for header in reader.headers]

@@ -18,7 +18,7 @@ _BATCH_ROWS = 128
 _BUFFER_BYTES = 1 << 20
 
 
-class DamagedFile(ValueError):
+class DamagedFileError(ValueError):
     """A file that cannot be read as what it should be; the message is a short reason."""
 
 
@@ -35,7 +35,7 @@ class TableShape:
 
 
 def inspect_table(store: Store, path: str) -> TableShape:
-    """Reads the footer. Raises DamagedFile."""
+    """Reads the footer. Raises DamagedFileError."""
     with _opened(store, path) as table:
         metadata = table.metadata
         counts = (metadata.row_group(number).num_rows for number in range(metadata.num_row_groups))
@@ -43,7 +43,7 @@ def inspect_table(store: Store, path: str) -> TableShape:
 
 
 def read_rows(store: Store, path: str, start: int, stop: int, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows `start` to `stop` with `columns`, decoding only the row groups that hold them. Raises DamagedFile."""
+    """Rows `start` to `stop` with `columns`, decoding only the row groups that hold them. Raises DamagedFileError."""
     with _opened(store, path) as table:
         first = 0
         for number in range(table.metadata.num_row_groups):
@@ -81,4 +81,4 @@ def _opened(store: Store, path: str) -> Iterator[pq.ParquetFile]:
         if isinstance(error, OSError) and error.errno is not None:
             raise StorageError(f"cannot read {store.uri}/{path}: {explain_os_error(error)}") from error
         reason = " ".join(str(error).split())[:160]
-        raise DamagedFile(f"damaged parquet file: {reason}") from error
+        raise DamagedFileError(f"damaged parquet file: {reason}") from error
