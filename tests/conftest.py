@@ -39,6 +39,7 @@ os.environ |= {
     **_S3.environment,
 }
 
+from tests.support.databases import *  # noqa: E402, F403
 from tests.support.ray_cluster import RayCluster  # noqa: E402 - Ray reads the environment when it is imported
 
 

@@ -113,7 +113,7 @@ def assemble_bm25(
     if config.backend == "none":
         return None, ()
     ledger = Ledger(builds, "bm25")
-    if config.backend == "tantivy":
+    if config.backend == "embedded":
         if ledger.missing([0]):
             say(f"bm25: {rows:,} documents into the embedded index")
             list(run_tasks(_build_embedded, [(store, ledger, tuple(fields))], num_cpus=1))

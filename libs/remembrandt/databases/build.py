@@ -198,7 +198,7 @@ def _assemble(config: BuildConfig, plan: BuildPlan, report: RowsReport, clock: C
         recall=asdict(recall) if recall else None,
         planned={},
         actual={},
-        config=_public(config),
+        config=config.model_dump(mode="json"),
         files=sorted_files(files),
     )
 
@@ -221,7 +221,7 @@ def _vectors(
         fetch=lambda ids_N: normalise(take_embeddings(dataset, ids_N)),
     )
     tuned, recall = tune(index, queries_QD, truth, config.gate.recall_floor, k)
-    return VectorsInfo(plan=asdict(tuned), shards=shards), recall, list(files)
+    return VectorsInfo(plan=tuned.to_json(), shards=shards), recall, list(files)
 
 
 def index_name(name: str, version: str) -> str:
@@ -341,13 +341,6 @@ def _all_files(store: Store, known: list[FileRecord]) -> list[FileRecord]:
     ]
 
 
-def _public(config: BuildConfig) -> dict[str, Any]:
-    """The resolved configuration without secrets."""
-    body = config.model_dump(mode="json")
-    body["bm25"] = {key: value for key, value in body["bm25"].items() if key not in ("api_key", "username", "password")}
-    return body
-
-
 class _Owner:
     """Notices when another run of the same build has started: the later run goes on, the earlier one stops."""
 
@@ -372,7 +365,7 @@ def _describe_plan(config: BuildConfig, plan: BuildPlan) -> dict[str, Any]:
         "blocks": len(plan.blocks),
         "base": plan.base.version if plan.base else None,
         "encoder": str(plan.encoder.fingerprint) if plan.encoder else None,
-        "vectors": asdict(plan_vectors(plan.items, plan.dim, config.vectors)) if plan.dim else None,
+        "vectors": plan_vectors(plan.items, plan.dim, config.vectors).to_json() if plan.dim else None,
         "bm25": config.bm25.backend,
     }
 

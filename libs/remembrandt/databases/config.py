@@ -88,8 +88,8 @@ class BuildConfig(Config):
         """What determines the rows and the index, and nothing else: the same content is the same version."""
         skip = {"uri", "workers", "gate", "publish", "version"}
         body = {key: value for key, value in self.model_dump(mode="json").items() if key not in skip}
-        for secret in ("url", "api_key", "username", "password"):
-            body["bm25"].pop(secret, None)
+        body["bm25"] = self.bm25.backend
+        body["vectors"].pop("device")
         for machine in ("device", "batch_size", "threads"):
             (body["encoder"] or {}).pop(machine, None)
         body["exclude"] = [*Exclusions.load(self.exclude).describe(), sorted(self.exclude.ids)]

@@ -219,7 +219,7 @@ class Database:
         shards = [s for n, s in enumerate(info.shards) if self._shards is None or n in self._shards]
         files = [ShardFile(self._file(s.path), s.first_id, s.rows) for s in shards]
         return VectorIndex.open(
-            VectorPlan(**info.plan), self._file(TRAINED_INDEX), files, fetch=self._embeddings.take_normalised
+            VectorPlan.from_json(info.plan), self._file(TRAINED_INDEX), files, fetch=self._embeddings.take_normalised
         )
 
     @cached_property

@@ -62,5 +62,8 @@ class Filter:
     exclude_groups: tuple[str, ...] = ()
     exclude_keys: tuple[str, ...] = ()
 
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.equals.items())), self.exclude_ids, self.exclude_groups, self.exclude_keys))
+
     def __bool__(self) -> bool:
         return bool(self.equals or self.exclude_ids or self.exclude_groups or self.exclude_keys)

@@ -88,7 +88,7 @@ def _check_recall(manifest: Manifest, floor: float) -> str:
     value, k = float(recall.get("recall", 0.0)), recall.get("k")
     if value < floor:
         raise GateError(
-            f"recall@{k} is {value:.4f} and the floor {floor}: raise vectors.memory or choose another vectors.factory; the live version has not changed"
+            f"recall@{k} is {value:.4f} and the floor {floor}: raise vectors.memory_budget or choose another vectors.factory; the live version has not changed"
         )
     return f"recall@{k} {value:.4f} against exact search (floor {floor})"
 

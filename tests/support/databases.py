@@ -1,4 +1,4 @@
-"""A small published database of drawings, built once a session by the real build."""
+"""Fixtures: a small published database of drawings, built once a session by the real build."""
 
 import json
 import shutil
@@ -14,6 +14,9 @@ from remembrandt.configuration import parse_config
 from remembrandt.databases.build import build_database
 from remembrandt.databases.config import BuildConfig
 from tests.support.pictures import write_pictures
+from tests.support.ray_cluster import RayCluster
+
+__all__ = ["build_values", "database_copy", "emoji_like_database", "pictures", "tiny_clip"]
 
 TINY_CLIP: dict[str, Any] = {
     "embed_dim": 64,
@@ -53,8 +56,10 @@ def build_values(pictures: Path, tiny_clip: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
-def emoji_like_database(ray_cluster: object, build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+def emoji_like_database(
+    _session_ray_cluster: RayCluster, build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of a published database of 320 rows. Do not change it: copy it with `database_copy`."""
+    _session_ray_cluster.connect()
     uri = str(tmp_path_factory.mktemp("databases") / "drawings")
     build_database(parse_config(BuildConfig, {**build_values, "uri": uri}, "test"))
     return uri

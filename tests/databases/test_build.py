@@ -1,0 +1,184 @@
+"""What a build promises: the same rows whatever the workers, appends without re-embedding, and gates that hold."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from remembrandt.configuration import parse_config
+from remembrandt.databases.build import build_database
+from remembrandt.databases.catalog import Catalog
+from remembrandt.databases.config import BuildConfig
+from remembrandt.databases.database import Database
+from remembrandt.databases.exchange import diff_versions, export_clip_retrieval
+from remembrandt.databases.maintenance import prune_versions
+from remembrandt.errors import EncoderMismatchError, GateError, SourceError
+from remembrandt.storage import open_store
+from tests.support.pictures import draw
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def build(values: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return build_database(parse_config(BuildConfig, {**values, **changes}, "test"))
+
+
+@pytest.fixture
+def few(build_values: dict[str, Any], pictures: Path, tmp_path: Path) -> dict[str, Any]:
+    """A build of the 80 'filled' drawings."""
+    source = {"kind": "images", "uri": str(tmp_path / "few")}
+    shutil.copytree(pictures / "filled", tmp_path / "few" / "filled")
+    return {**build_values, "source": source, "uri": str(tmp_path / "databases" / "few")}
+
+
+def test_rows_do_not_depend_on_workers_blocks_or_listing_order(
+    emoji_like_database: str, build_values: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    shuffled = tmp_path / "copied in another order"
+    for path in sorted(pictures.rglob("*.*"), key=lambda p: str(p)[::-1]):
+        target = shuffled / path.relative_to(pictures)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    uri = str(tmp_path / "databases" / "drawings")
+    build(build_values, uri=uri, source={"kind": "images", "uri": str(shuffled)}, workers={"block_size": 23, "encoders": 2})
+    with Database.open(emoji_like_database) as one, Database.open(uri) as other:
+        columns = ["id", "key", "caption", "digest", "image"]
+        assert one.dataset.to_table(columns=columns).equals(other.dataset.to_table(columns=columns))
+        ids = np.arange(one.num_rows)
+        np.testing.assert_array_equal(one.embeddings(ids), other.embeddings(ids))
+        np.testing.assert_array_equal(one.search_ids(ids, 10).ids, other.search_ids(ids, 10).ids)
+        texts = [row.caption for row in one.rows(ids)]
+        np.testing.assert_array_equal(one.search_bm25(texts, 10).ids, other.search_bm25(texts, 10).ids)
+
+
+def test_the_same_build_again_finds_itself(few: dict[str, Any]) -> None:
+    first = build(few)
+    second = build(few, workers={"block_size": 7})
+    assert second["version"] == first["version"]
+    assert Catalog.open(few["uri"]).versions() == [first["version"]]
+
+
+def test_appending_keeps_old_embeddings_and_adds_only_what_is_new(few: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    first = build(few)
+    shutil.copytree(pictures / "outline", tmp_path / "few" / "outline")
+    second = build(few, base="current")
+    assert second["rows"] == 160 and second["already_in_base"] == 80
+    with Database.open(few["uri"], version=first["version"]) as old, Database.open(few["uri"]) as new:
+        assert new.version == second["version"] and new.manifest.parent == first["version"]
+        assert new.embeddings(range(80)).tobytes() == old.embeddings(range(80)).tobytes()
+        found = diff_versions(old, new)
+        assert len(found.added) == 80 and not found.removed and not found.changed
+        assert [row.id for row in new.rows(range(160))] == list(range(160))
+
+
+def test_rows_leave_by_id_key_group_and_licence(few: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    build(few)
+    with Database.open(few["uri"]) as old:
+        keys = [row.key for row in old.rows(range(80))]
+    exclude = {"ids": [0], "keys": [keys[5]], "groups": ["red-ring"]}
+    report = build(few, source=None, base="current", exclude=exclude)
+    assert report["rows"] == 77 and report["excluded"] == 3
+    with Database.open(few["uri"]) as new:
+        left = {row.key for row in new.rows(range(77))}
+        assert left == set(keys) - {keys[0], keys[5], "filled/red-ring.png"}
+        assert (new.search_bm25(["red ring"], 77).ids < 77).all()
+    shutil.copytree(pictures / "striped", tmp_path / "few" / "striped")
+    assert build(few, exclude={"licences": ["CC-BY-SA-4.0"]})["rows"] == 80
+
+
+def test_damaged_files_are_counted_and_listed_and_too_many_stop_the_build(few: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "few" / "filled"
+    (folder / "page.png").write_text("<!DOCTYPE html><html></html>")
+    (folder / "cut.png").write_bytes((folder / "red-star.png").read_bytes()[:60])
+    report = build(few)
+    assert report["rows"] == 80 and report["failed"] == 2
+    store = Catalog.open(few["uri"]).version_store(report["version"])
+    listed = [json.loads(line)["key"] for line in store.read("failures.jsonl").splitlines()]
+    assert sorted(listed) == ["filled/cut.png", "filled/page.png"]
+    with pytest.raises(SourceError, match=r"2 of 82 items \(2\.4%\) cannot be used.*gate\.max_failed_share"):
+        build(few, gate={"max_failed_share": 0.01, "recall_at": 5}, exclude={"keys": ["none"]})
+    assert Catalog.open(few["uri"]).current() == report["version"]
+
+
+def test_a_gate_that_fails_leaves_the_live_version(few: dict[str, Any]) -> None:
+    good = build(few)
+    poor = {"factory": "IVF32,PQ2x4", "rerank": 0}
+    with pytest.raises(GateError, match=r"recall@10 is 0\.\d+ and the floor 1\.0"):
+        build(few, vectors=poor, gate={"recall_floor": 1.0, "recall_at": 10})
+    catalog = Catalog.open(few["uri"])
+    assert catalog.current() == good["version"] and catalog.versions() == [good["version"]]
+    gone = prune_versions(catalog, keep=5)
+    assert len(gone.unfinished) == 1 and gone.versions == ()
+
+
+def test_a_dry_run_writes_nothing(few: dict[str, Any]) -> None:
+    plan = build_database(parse_config(BuildConfig, few, "test"), dry_run=True)
+    assert plan["items"] == 80 and plan["vectors"]["rows"] == 80
+    assert open_store(few["uri"]).files() == []
+
+
+def test_patches_are_cut_embedded_and_traced_to_their_image(few: dict[str, Any], tmp_path: Path) -> None:
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for name in ("red", "blue", "green"):
+        draw("star", name, "filled", 256).resize((500, 300), Image.Resampling.BICUBIC).save(folder / f"{name}.jpg")
+    patches = {"mode": "patches", "shorter_edge": 300, "size": 128, "per_image": [2, 3]}
+    report = build(few, source={"kind": "images", "uri": str(folder)}, patches=patches, gate={"recall_at": 2})
+    with Database.open(few["uri"]) as database:
+        rows = database.rows(range(report["rows"]))
+        assert 6 <= len(rows) <= 9
+        for row, image in zip(rows, database.images(range(report["rows"])), strict=True):
+            assert image is not None and image.size == (128, 128) and row.box is not None
+            left, top, right, bottom = row.box
+            assert 0 <= left < right <= 500 and 0 <= top < bottom <= 300
+            assert row.group == row.key.partition("#")[0]
+    again = build(few, source={"kind": "images", "uri": str(folder)}, patches=patches, base="current", gate={"recall_at": 2})
+    assert again["rows"] == report["rows"] and again["already_in_base"] == 3
+
+
+def test_texts_without_images_make_a_bm25_database(few: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    lines = [{"key": f"t{i}", "text": f"the {word} sat on the mat"} for i, word in enumerate(("cat", "dog", "owl"))]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = build(few, source={"kind": "texts", "uri": str(path)}, encoder=None)
+    with Database.open(few["uri"]) as database:
+        assert report["rows"] == 3 and database.search_bm25(["owl"], 1).ids.tolist() == [[2]]
+        with pytest.raises(Exception, match="holds texts only"):
+            database.search_embeddings(np.zeros((1, 64)), 1)
+
+
+def test_export_and_import_in_clip_retrieval_layout_keep_neighbours(few: dict[str, Any], tmp_path: Path) -> None:
+    build(few)
+    imported = str(tmp_path / "databases" / "imported")
+    with Database.open(few["uri"]) as original:
+        assert export_clip_retrieval(original, open_store(tmp_path / "export")) == 80
+        source = {"kind": "clip_retrieval", "uri": str(tmp_path / "export")}
+        build(few, uri=imported, source=source)
+        with Database.open(imported) as copy:
+            queries = original.embeddings(range(80))
+            np.testing.assert_array_equal(
+                original.search_embeddings(queries, 5).ids, copy.search_embeddings(queries, 5).ids
+            )
+            assert [r.caption for r in copy.rows(range(80))] == [r.caption for r in original.rows(range(80))]
+
+
+@pytest.mark.s3
+def test_the_same_database_on_s3(few: dict[str, Any], s3_uri: str) -> None:
+    uri = f"{s3_uri}/few"
+    local, remote = build(few), build(few, uri=uri)
+    assert local["version"] == remote["version"]
+    with Database.open(few["uri"]) as here, Database.open(uri) as there:
+        assert here.dataset.to_table().equals(there.dataset.to_table())
+        np.testing.assert_array_equal(here.search_ids(range(80), 5).ids, there.search_ids(range(80), 5).ids)
+        assert there.search_bm25(["red ring"], 3).ids.tolist() == here.search_bm25(["red ring"], 3).ids.tolist()
+        assert there.images([3])[0] is not None
+
+
+def test_appending_with_another_encoder_names_both(few: dict[str, Any]) -> None:
+    build(few)
+    with pytest.raises(EncoderMismatchError, match=r"was embedded with vit 64x2/8.* and this build uses None"):
+        build(few, base="current", encoder=None)
