@@ -15,7 +15,12 @@ from remembrandt.errors import SearchError
 class ExactSearcher:
     """Rows in memory. Scores are rounded to multiples of 2⁻¹⁰, so that ties occur, and are settled by row id."""
 
-    def __init__(self, embeddings_ND: NDArray[np.float32], proposal_N: NDArray[np.float64] | None = None, texts: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        embeddings_ND: NDArray[np.float32],
+        proposal_N: NDArray[np.float64] | None = None,
+        texts: Sequence[str] = (),
+    ) -> None:
         self._embeddings_ND, self._proposal_N, self._texts = embeddings_ND, proposal_N, texts
         self.proposal_calls = 0
 
@@ -40,7 +45,7 @@ class ExactSearcher:
 
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
         chosen = np.asarray(ids, dtype=np.int64)
-        if chosen.size and not (0 <= chosen.min() and chosen.max() < self.num_rows):
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() < self.num_rows):
             raise SearchError("there is no such row")
         return self._embeddings_ND[chosen]
 

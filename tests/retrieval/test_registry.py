@@ -45,7 +45,9 @@ def test_every_strategy_can_be_named_and_answers(searcher: Any) -> None:
 
 def test_a_name_with_settings_does_what_the_function_does(searcher: Any) -> None:
     encoder = LengthEncoder()
-    found = ask(searcher, {"name": "class_pool", "num_neighbors": 2, "pool_size": 9}, seeds=[5, 6], texts=["fox", "barn owl"])
+    found = ask(
+        searcher, {"name": "class_pool", "num_neighbors": 2, "pool_size": 9}, seeds=[5, 6], texts=["fox", "barn owl"]
+    )
     prompts = encoder.encode_texts(["An image of a fox.", "An image of a barn owl."])
     np.testing.assert_array_equal(found.ids_BK, strategies.class_pool(searcher, prompts, [5, 6], 2, 9).ids_BK)
     found = ask(searcher, {"name": "pseudo_query", "top_m": 0.1, "num_neighbors": 3}, seeds=[5, 6])

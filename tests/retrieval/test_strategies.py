@@ -36,7 +36,9 @@ sizes = st.tuples(st.integers(0, 2**32 - 1), st.integers(1, 40), st.integers(1, 
 
 @given(sizes, st.data())
 @settings(max_examples=60, deadline=None)
-def test_image_gives_the_k_nearest_rows_with_their_raw_embeddings(exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject) -> None:
+def test_image_gives_the_k_nearest_rows_with_their_raw_embeddings(
+    exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject
+) -> None:
     seed, count, batch = size
     rows, queries = random_rows(seed, count), random_rows(seed + 1, batch)
     k = data.draw(st.integers(1, count))
@@ -62,7 +64,9 @@ def test_text_is_the_embedding_itself_and_no_row() -> None:
 
 @given(sizes, st.data())
 @settings(max_examples=40, deadline=None)
-def test_text_and_neighbors_puts_the_text_before_its_k_minus_1_nearest_rows(exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject) -> None:
+def test_text_and_neighbors_puts_the_text_before_its_k_minus_1_nearest_rows(
+    exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject
+) -> None:
     seed, count, batch = size
     searcher, queries = exact_searcher(random_rows(seed, count)), random_rows(seed + 1, batch)
     k = data.draw(st.integers(1, count + 1))
@@ -85,7 +89,9 @@ def test_neighbors_by_bm25_leaves_slots_empty_where_fewer_rows_match(exact_searc
 
 @given(sizes, st.data())
 @settings(max_examples=60, deadline=None)
-def test_class_pool_takes_k_adjacent_rows_of_the_pool(exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject) -> None:
+def test_class_pool_takes_k_adjacent_rows_of_the_pool(
+    exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject
+) -> None:
     seed, count, batch = size
     rows, queries = random_rows(seed, count), random_rows(seed + 1, batch)
     pool = data.draw(st.integers(1, count))
@@ -126,10 +132,14 @@ def test_class_prompt_is_the_papers() -> None:
 
 @given(sizes, st.data())
 @settings(max_examples=60, deadline=None)
-def test_pseudo_query_gives_the_neighbours_of_a_likely_row(exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject) -> None:
+def test_pseudo_query_gives_the_neighbours_of_a_likely_row(
+    exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject
+) -> None:
     seed, count, batch = size
     rows = random_rows(seed, count)
-    counts = np.asarray(data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count).filter(any)), dtype=np.float64)
+    counts = np.asarray(
+        data.draw(st.lists(st.integers(0, 3), min_size=count, max_size=count).filter(any)), dtype=np.float64
+    )
     k, top_m = data.draw(st.integers(1, count)), data.draw(st.sampled_from([0.01, 0.1, 0.5, 1.0]))
     found = strategies.pseudo_query(exact_searcher(rows, counts / counts.sum()), range(batch), k, top_m)
     kept = sorted(range(count), key=lambda n: (-counts[n], n))[: int(np.ceil(top_m * count - 1e-9))]
@@ -147,19 +157,27 @@ def test_pseudo_query_refuses_the_proposal_of_another_database(exact_searcher: A
 
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**63), min_size=2, max_size=6), st.data())
 @settings(max_examples=40, deadline=None)
-def test_an_item_gets_the_same_answer_in_every_batch(exact_searcher: Any, seed: int, seeds: list[int], data: st.DataObject) -> None:
+def test_an_item_gets_the_same_answer_in_every_batch(
+    exact_searcher: Any, seed: int, seeds: list[int], data: st.DataObject
+) -> None:
     rows, queries = random_rows(seed, 25), random_rows(seed + 1, len(seeds))
     searcher = exact_searcher(rows, np.random.default_rng(seed).dirichlet(np.ones(25)))
     order = data.draw(st.permutations(range(len(seeds))))
     shuffled = [seeds[b] for b in order]
     whole_pool = strategies.class_pool(searcher, queries, seeds, 3, 12)
     whole_pseudo = strategies.pseudo_query(searcher, seeds, 3, 0.5)
-    np.testing.assert_array_equal(strategies.class_pool(searcher, queries[order], shuffled, 3, 12).ids_BK, whole_pool.ids_BK[order])
-    np.testing.assert_array_equal(strategies.pseudo_query(searcher, shuffled, 3, 0.5).ids_BK, whole_pseudo.ids_BK[order])
+    np.testing.assert_array_equal(
+        strategies.class_pool(searcher, queries[order], shuffled, 3, 12).ids_BK, whole_pool.ids_BK[order]
+    )
+    np.testing.assert_array_equal(
+        strategies.pseudo_query(searcher, shuffled, 3, 0.5).ids_BK, whole_pseudo.ids_BK[order]
+    )
     for b in range(len(seeds)):
         alone = strategies.class_pool(searcher, queries[b : b + 1], seeds[b : b + 1], 3, 12)
         assert alone.ids_BK[0].tolist() == whole_pool.ids_BK[b].tolist()
-        assert strategies.pseudo_query(searcher, [seeds[b]], 3, 0.5).ids_BK[0].tolist() == whole_pseudo.ids_BK[b].tolist()
+        assert (
+            strategies.pseudo_query(searcher, [seeds[b]], 3, 0.5).ids_BK[0].tolist() == whole_pseudo.ids_BK[b].tolist()
+        )
 
 
 def test_exemplars_are_rows_then_embeddings_as_given(exact_searcher: Any) -> None:

@@ -42,7 +42,9 @@ class ProposalTable:
             SearchError: negative, not finite, or zero everywhere.
         """
         if not np.isfinite(proposal_N).all() or (proposal_N < 0).any() or not (proposal_N > 0).any():
-            raise SearchError("the proposal is not a distribution over rows: compute the neighbours of the train set anew")
+            raise SearchError(
+                "the proposal is not a distribution over rows: compute the neighbours of the train set anew"
+            )
         support = np.flatnonzero(proposal_N)
         order = np.argsort(-proposal_N[support], kind="stable")
         ids_S = support[order].astype(np.int64)
@@ -55,7 +57,9 @@ class ProposalTable:
             SearchError: m outside (0, 1].
         """
         if not 0 < top_m <= 1:
-            raise SearchError(f"top_m = {top_m} is not possible: it is the fraction of most likely rows to keep, above 0 and up to 1")
+            raise SearchError(
+                f"top_m = {top_m} is not possible: it is the fraction of most likely rows to keep, above 0 and up to 1"
+            )
         # m is the decimal number that the user wrote: ceil(0.07 * 100) in floating point would be 8.
         return min(ceil(Fraction(str(top_m)) * self.num_rows), len(self.ids_S))
 
@@ -95,6 +99,6 @@ def pool_uniforms(seeds_B: Sequence[int] | NDArray[np.integer]) -> NDArray[np.fl
 
 
 def _uniforms(seeds_B: Sequence[int] | NDArray[np.integer], stream: int) -> NDArray[np.float64]:
-    """53 random bits of a counter-based generator keyed by (seed, stream); its raw output never changes between releases."""
+    """53 random bits of a counter-based generator keyed by (seed, stream), whose raw output no release changes."""
     bits = [int(Philox(key=(int(seed) % 2**64) | stream << 64).random_raw()) >> 11 for seed in seeds_B]
     return np.asarray(bits, dtype=np.float64) * 2.0**-53

@@ -1,7 +1,7 @@
 """Strategies by name, each with its own settings, so that a request or a command line can choose one.
 
-    strategy = parse_strategy({"name": "pseudo_query", "num_neighbors": 4, "top_m": 0.1})
-    conditioning = strategy.condition(database, encode_queries(strategy, database.encoder, seeds=[1, 2, 3]))
+strategy = parse_strategy({"name": "pseudo_query", "num_neighbors": 4, "top_m": 0.1})
+conditioning = strategy.condition(database, encode_queries(strategy, database.encoder, seeds=[1, 2, 3]))
 """
 
 from collections.abc import Mapping, Sequence
@@ -94,7 +94,9 @@ class TextAndNeighborsStrategy(Config):
     num_neighbors: int = Field(4, ge=1)
 
     def condition(self, searcher: Searcher, queries: Queries, where: Filter | None = None) -> Conditioning:
-        return strategies.text_and_neighbors(searcher, queries.required_embeddings(self.name), self.num_neighbors, where)
+        return strategies.text_and_neighbors(
+            searcher, queries.required_embeddings(self.name), self.num_neighbors, where
+        )
 
 
 class NeighborsStrategy(Config):
@@ -223,7 +225,9 @@ def encode_queries(
     given: Sequence[Any] = images if strategy.query == "image" else texts
     if strategy.query != "none" and len(given) != len(seeds):
         noun = {"image": "an image", "text": "a text", "class": "a class name"}[strategy.query]
-        raise SearchError(f"strategy '{strategy.name}' needs {noun} for each picture: got {len(given)} for {len(seeds)}")
+        raise SearchError(
+            f"strategy '{strategy.name}' needs {noun} for each picture: got {len(given)} for {len(seeds)}"
+        )
     if strategy.query == "none" or (isinstance(strategy, NeighborsStrategy) and strategy.similarity == "bm25"):
         return Queries(tuple(seeds), texts=tuple(texts))
     if encoder is None:

@@ -1,4 +1,4 @@
-"""What a strategy needs of a database: the same few methods, whether it is open in this process or behind a pool of actors.
+"""What a strategy needs of a database, whether it is open in this process or behind a pool of actors.
 
 Letters in names: B queries, K results, N rows, D embedding.
 """

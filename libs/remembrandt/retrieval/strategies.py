@@ -41,7 +41,9 @@ def text(texts_BD: NDArray[np.float32]) -> Conditioning:
     return Conditioning.of_embeddings(np.asarray(texts_BD, dtype=np.float32)[:, None, :])
 
 
-def text_and_neighbors(searcher: Searcher, texts_BD: NDArray[np.float32], k: int, where: Filter | None = None) -> Conditioning:
+def text_and_neighbors(
+    searcher: Searcher, texts_BD: NDArray[np.float32], k: int, where: Filter | None = None
+) -> Conditioning:
     """φ_CLIP(c_text), then its k - 1 nearest rows: variant ii) of P1 §4.2.
 
     Returns:
@@ -164,7 +166,9 @@ def exemplars(
     if embeddings_BKD is not None:
         given = np.asarray(embeddings_BKD, dtype=np.float32)
         if given.ndim != 3 or given.shape[-1] != searcher.dim:
-            raise SearchError(f"exemplar embeddings of shape {given.shape} do not fit a database of {searcher.dim} dimensions")
+            raise SearchError(
+                f"exemplar embeddings of shape {given.shape} do not fit a database of {searcher.dim} dimensions"
+            )
         parts.append(Conditioning.of_embeddings(given))
     if not parts:
         raise SearchError("exemplars need row ids or embeddings: give at least one")

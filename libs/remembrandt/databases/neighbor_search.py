@@ -1,0 +1,199 @@
+"""Neighbours of many queries, without what must not be among them: the query itself, its duplicates, its group.
+
+Letters in names: B queries, K neighbours, F fetched candidates, N rows, D embedding.
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import lance
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from remembrandt.configuration import Config
+from remembrandt.data.sources.common import key_digests
+from remembrandt.databases.cache import cache_folder
+from remembrandt.databases.database import Database
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
+from remembrandt.databases.manifest import ROWS, digest
+from remembrandt.databases.rows import embedding_matrix
+from remembrandt.encoders.base import normalise
+
+_EXTRA = 12
+_ESCALATION = 8
+_QUERIES_AT_ONCE = 1024
+_EXACT_ROWS = 65_536
+_SCAN_ROWS = 65_536
+_PATCH = re.compile(r"#\d+$")
+
+
+class ExclusionConfig(Config):
+    """Which rows are never neighbours of a query.
+
+    Attributes:
+        same_key: the query itself, and other patches of its image.
+        duplicates: rows with the same content, byte for byte.
+        same_group: rows of its group (the same entity, where the source says so; else the same image).
+    """
+
+    same_key: bool = True
+    duplicates: bool = True
+    same_group: bool = True
+
+
+@dataclass(frozen=True)
+class Identities:
+    """Which image, group and content each item is: 64-bit hashes (N, 3) uint64, in this order."""
+
+    hashes_N3: NDArray[np.uint64]
+
+    @classmethod
+    def of_table(cls, table: pa.Table | pa.RecordBatch) -> Self:
+        """Of rows: columns key, box, group, digest. A patch (a key that ends in #number, and a box) is its image."""
+        keys, patches = table.column("key").to_pylist(), table.column("box").is_valid().to_pylist()
+        images = [_PATCH.sub("", key) if patch else key for key, patch in zip(keys, patches, strict=True)]
+        contents = b"".join(value[:8] for value in table.column("digest").to_pylist())
+        columns = [
+            key_digests(images),
+            key_digests(table.column("group").to_pylist()),
+            np.frombuffer(contents, np.uint64),
+        ]
+        return cls(np.stack(columns, axis=1))
+
+    @classmethod
+    def of_database(cls, database: Database) -> Self:
+        """Of all rows of a version: memory-mapped from a local copy that is made at first use."""
+        rows = [record.sha256 for record in database.manifest.file_records if record.path.startswith(ROWS)]
+        path = cache_folder() / "identities" / f"{digest(''.join(rows).encode())}.u64"
+        if not path.is_file() or path.stat().st_size != database.num_rows * 24:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
+            try:
+                with temporary.open("wb") as stream:
+                    for batch in _scan(database.dataset):
+                        stream.write(np.ascontiguousarray(cls.of_table(batch).hashes_N3).data)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+        return cls(np.memmap(path, dtype=np.uint64, mode="r", shape=(database.num_rows, 3)))
+
+
+@dataclass(frozen=True)
+class QueryBatch:
+    """B queries: raw embeddings (B, D) if they are searched by CLIP, texts if by BM25, and what each one is."""
+
+    identities: Identities
+    texts: list[str]
+    embeddings_BD: NDArray[np.float32] | None
+
+    @classmethod
+    def of_table(cls, table: pa.Table, embeddings_BD: NDArray[np.float32] | None) -> Self:
+        """Of rows as the row store has them. `embeddings_BD` None: those in the table, if there are any."""
+        if embeddings_BD is None and "embedding" in table.column_names:
+            embeddings_BD = embedding_matrix(table.column("embedding")).astype(np.float32)
+        return cls(Identities.of_table(table), table.column("caption").to_pylist(), embeddings_BD)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+Search = Callable[[NDArray[np.int64], int, Filter | None], Hits]
+"""(positions of queries in the batch, k, filter) → hits."""
+
+
+class NeighborFinder:
+    """The `k` best rows of each query that are not excluded; fewer, padded, only where the database has no more.
+
+    Candidates beyond k are fetched and the excluded ones dropped; a query left with too few fetches many more; one that
+    still has too few (its group is large) is searched with its excluded rows masked; and exactly, where an approximate
+    index does not look far enough even then.
+    """
+
+    def __init__(self, database: Database, num_neighbors: int, exclude: ExclusionConfig) -> None:
+        self._database, self._k = database, num_neighbors
+        self._rows = Identities.of_database(database)
+        parts = (exclude.same_key, exclude.same_group, exclude.duplicates)
+        self._compared = [column for column, wanted in enumerate(parts) if wanted]
+
+    def by_clip(self, queries: QueryBatch) -> Hits:
+        """Nearest by cosine similarity of embeddings."""
+        embeddings_BD = queries.embeddings_BD
+        assert embeddings_BD is not None
+
+        def search(positions: NDArray[np.int64], k: int, where: Filter | None) -> Hits:
+            return self._database.search_embeddings(embeddings_BD[positions], k, where)
+
+        def exactly(position: int, excluded: NDArray[np.int64]) -> Hits:
+            return self._exact(embeddings_BD[position], excluded)
+
+        return self._find(queries, search, exactly)
+
+    def by_bm25(self, queries: QueryBatch) -> Hits:
+        """Best by BM25 of the query's text against captions (P2 §3.2); rows that share no word are no neighbours."""
+
+        def search(positions: NDArray[np.int64], k: int, where: Filter | None) -> Hits:
+            return self._database.search_bm25([queries.texts[p] for p in positions], k, where)
+
+        return self._find(queries, search, None)
+
+    def _find(
+        self, queries: QueryBatch, search: Search, exactly: Callable[[int, NDArray[np.int64]], Hits] | None
+    ) -> Hits:
+        shape = (len(queries), self._k)
+        found = Hits(np.full(shape, PAD_ID, np.int64), np.full(shape, -np.inf, np.float32))
+        open_B = np.arange(len(queries))
+        fetches = (self._k + _EXTRA, self._k * _ESCALATION + _EXTRA)
+        for fetch in fetches:
+            still_open = []
+            for first in range(0, len(open_B), _QUERIES_AT_ONCE):
+                some_B = open_B[first : first + _QUERIES_AT_ONCE]
+                hits = search(some_B, min(fetch, self._database.num_rows), None)
+                kept = self._without_excluded(queries, some_B, hits)
+                found.ids[some_B], found.scores[some_B] = kept.ids, kept.scores
+                complete_B = (kept.ids != PAD_ID).all(axis=1)
+                if exactly is None:  # A BM25 search that comes back with fewer rows has named every row that matches.
+                    complete_B |= (hits.ids == PAD_ID).any(axis=1) | (fetch >= self._database.num_rows)
+                still_open.append(some_B[~complete_B])
+            open_B = np.concatenate([open_B[:0], *still_open])
+        for position in open_B.tolist():
+            excluded = self._excluded_rows(queries, position)
+            masked = search(np.array([position]), self._k, Filter(exclude_ids=tuple(excluded.tolist())))
+            attainable = min(self._k, self._database.num_rows - len(excluded))
+            if exactly is not None and (masked.ids != PAD_ID).sum() < attainable:
+                masked = exactly(position, excluded)
+            found.ids[position], found.scores[position] = masked.ids[0], masked.scores[0]
+        return found
+
+    def _without_excluded(self, queries: QueryBatch, positions_B: NDArray[np.int64], hits: Hits) -> Hits:
+        theirs_BF3 = self._rows.hashes_N3[np.maximum(hits.ids, 0)]
+        same_BF3 = theirs_BF3 == queries.identities.hashes_N3[positions_B][:, None]
+        return top_k(np.where(same_BF3[..., self._compared].any(axis=-1), PAD_ID, hits.ids), hits.scores, self._k)
+
+    def _excluded_rows(self, queries: QueryBatch, position: int) -> NDArray[np.int64]:
+        """All rows that must not answer one query: a pass over N hashes."""
+        own_3 = queries.identities.hashes_N3[position]
+        excluded_N = np.zeros(self._database.num_rows, dtype=bool)
+        for column in self._compared:
+            excluded_N |= self._rows.hashes_N3[:, column] == own_3[column]
+        return np.flatnonzero(excluded_N)
+
+    def _exact(self, embedding_D: NDArray[np.float32], excluded: NDArray[np.int64]) -> Hits:
+        """The answer by computing every score: a pass over N embeddings."""
+        query_1D = normalise(embedding_D[None])
+        best = Hits(np.empty((1, 0), np.int64), np.empty((1, 0), np.float32))
+        for first in range(0, self._database.num_rows, _EXACT_ROWS):
+            ids = np.arange(first, min(first + _EXACT_ROWS, self._database.num_rows))
+            scores_1N = query_1D @ normalise(self._database.embeddings(ids)).T
+            piece = Hits(np.where(np.isin(ids, excluded), PAD_ID, ids)[None], scores_1N)
+            best = Hits.merge([best, piece], self._k)
+        return best
+
+
+def _scan(dataset: lance.LanceDataset) -> Iterator[pa.RecordBatch]:
+    scanner = dataset.scanner(columns=["key", "box", "group", "digest"], batch_size=_SCAN_ROWS, scan_in_order=True)
+    return scanner.to_batches()
