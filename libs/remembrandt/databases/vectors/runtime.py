@@ -1,0 +1,107 @@
+"""FAISS itself: whether it is installed, how many threads it uses, and its GPUs."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remembrandt.databases.vectors.config import Device
+from remembrandt.errors import ConfigError
+
+T = TypeVar("T")
+R = TypeVar("R")
+_QUERIES_PER_THREAD = 16
+
+
+def import_faiss() -> ModuleType:
+    """The `faiss` module, imported on first use.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise ConfigError(
+            "FAISS is not installed: install remembrandt[cpu], or remembrandt[gpu] on a machine with an NVIDIA GPU"
+        ) from None
+    return faiss
+
+
+def num_threads() -> int:
+    """Threads that FAISS may use here (OMP_NUM_THREADS, else all cores)."""
+    return int(import_faiss().omp_get_max_threads())
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Limits FAISS to `count` threads for calls from the current thread."""
+    faiss = import_faiss()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(count)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """Applies `function` to every item, many at a time, each on one FAISS thread.
+
+    FAISS's own threads split matrix products by their number, which changes the last bits of the results. Cutting the
+    work in fixed pieces and giving each piece one thread makes results independent of the number of threads.
+    """
+    faiss = import_faiss()
+    workers = min(num_threads(), len(items))
+    if workers <= 1:
+        with threads(1):
+            return [function(item) for item in items]
+    with ThreadPoolExecutor(workers, initializer=faiss.omp_set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(function, items))
+
+
+def parallel_rows(function: Callable[[NDArray[np.float32]], R], queries_BD: NDArray[np.float32]) -> list[R]:
+    """Applies `function` to the queries, cut in as many runs as there are threads; few queries stay in one.
+
+    FAISS's own threads wait actively for each other, which on a busy machine costs a single query tens of milliseconds.
+    """
+    workers = min(num_threads(), len(queries_BD) // _QUERIES_PER_THREAD)
+    if workers <= 1:
+        with threads(1):
+            return [function(queries_BD)]
+    return list(_search_pool(num_threads()).map(function, np.array_split(queries_BD, workers)))
+
+
+@cache
+def _search_pool(workers: int) -> ThreadPoolExecutor:
+    """Kept for the life of the process: starting threads takes longer than a search."""
+    return ThreadPoolExecutor(workers, "vectors", initializer=import_faiss().omp_set_num_threads, initargs=(1,))
+
+
+def num_gpus(device: Device) -> int:
+    """How many GPUs FAISS shall use: 0 for the CPU.
+
+    Raises:
+        ConfigError: `gpu` is asked for and FAISS sees none.
+    """
+    if device == "cpu":
+        return 0
+    found = int(import_faiss().get_num_gpus())
+    if device == "gpu" and not found:
+        raise ConfigError(
+            "vectors.device is gpu and FAISS sees none here: install remembrandt[gpu] where one is, or use auto"
+        )
+    return found
+
+
+def to_gpu(index: Any, number: int, resources: Any) -> Any:
+    """A copy of `index` on GPU `number`; an HNSW coarse quantizer stays on the CPU."""
+    faiss = import_faiss()
+    options = faiss.GpuClonerOptions()
+    options.allowCpuCoarseQuantizer = True
+    return faiss.index_cpu_to_gpu(resources, number, index, options)

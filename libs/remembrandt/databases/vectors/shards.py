@@ -1,0 +1,200 @@
+"""Shards as they are searched: memory-mapped, each answering with its own best rows.
+
+Letters in names: B queries, D size behind the pre-transform, M candidates, P probed lists.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from remembrandt.databases.hits import PAD_ID
+from remembrandt.databases.vectors.clustering import all_centroids
+from remembrandt.databases.vectors.runtime import import_faiss, to_gpu
+from remembrandt.databases.vectors.trained import TrainedIndex, read_index
+from remembrandt.errors import CorruptionError
+
+Candidates = tuple[NDArray[np.float32], NDArray[np.int64]]
+"""Scores (B, M) and row numbers within the shard (B, M), best first; PAD_ID where there are fewer."""
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard on this machine: row id = first_id + position in the shard."""
+
+    path: Path
+    first_id: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard an approximate search tries.
+
+    Attributes:
+        nprobe: lists that are visited.
+        ef_search: breadth in graphs.
+        everything: compare with every row that may answer.
+    """
+
+    nprobe: int
+    ef_search: int
+    everything: bool = False
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Queries behind the pre-transform, and the lists to visit for each."""
+
+    queries_BD: NDArray[np.float32]
+    lists_BP: NDArray[np.int64] | None
+    scores_BP: NDArray[np.float32] | None
+    effort: Effort
+
+
+class SearchableShard(Protocol):
+    """One shard, open."""
+
+    file: ShardFile
+
+    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+        """The best `m` rows of each query, among those that the selector lets through."""
+
+
+def open_shard(file: ShardFile, trained: TrainedIndex, mmap: bool, gpu: int | None) -> SearchableShard:
+    """Opens a shard's file.
+
+    Args:
+        mmap: map the file instead of reading it: pages come in as they are touched, shared by all processes.
+        gpu: also keep a copy on this GPU, for searches without a mask.
+
+    Raises:
+        CorruptionError: unreadable, of another size, or of another trained index.
+    """
+    faiss = import_faiss()
+    flags = (faiss.IO_FLAG_MMAP if trained.ivf is not None else faiss.IO_FLAG_MMAP_IFC) if mmap else 0
+    index = read_index(file.path, flags)
+    if index.ntotal != file.rows:
+        raise CorruptionError(f"{file.path} holds {index.ntotal:,} rows, not {file.rows:,}: restore it or rebuild")
+    if not trained.fits(index):
+        raise CorruptionError(f"{file.path} was not built with the trained index beside it: restore both or rebuild")
+    if trained.ivf is not None:
+        return ListShard(file, index, trained, gpu)
+    if hasattr(index, "hnsw"):
+        return GraphShard(file, index)
+    return FlatShard(file, index, gpu)
+
+
+class ListShard:
+    """Inverted lists over centroids that all shards share."""
+
+    def __init__(self, file: ShardFile, index: Any, trained: TrainedIndex, gpu: int | None) -> None:
+        self.file, self._index = file, index
+        index.own_fields = False
+        index.quantizer = trained.quantizer
+        self._keep = trained
+        self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
+
+    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+        """Visits the probed lists."""
+        faiss = import_faiss()
+        if self._gpu is not None and selector is None and self._gpu.takes(m, probe.effort.nprobe):
+            params = faiss.SearchParametersIVF(nprobe=probe.effort.nprobe)
+            return self._gpu.search(probe.queries_BD, m, params)
+        assert probe.lists_BP is not None and probe.scores_BP is not None
+        count = len(probe.queries_BD)
+        scores, ids = np.empty((count, m), np.float32), np.empty((count, m), np.int64)
+        params = faiss.SearchParametersIVF(nprobe=probe.lists_BP.shape[1], sel=selector)
+        self._index.search_preassigned_c(
+            count,
+            faiss.swig_ptr(probe.queries_BD),
+            m,
+            faiss.swig_ptr(probe.lists_BP),
+            faiss.swig_ptr(probe.scores_BP),
+            faiss.swig_ptr(scores),
+            faiss.swig_ptr(ids),
+            False,
+            params,
+        )
+        return scores, ids
+
+
+class FlatShard:
+    """Rows compared one by one: full precision or scalar-quantised."""
+
+    def __init__(self, file: ShardFile, index: Any, gpu: int | None) -> None:
+        self.file, self._index = file, index
+        self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
+
+    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+        """Compares with every row."""
+        if self._gpu is not None and selector is None and self._gpu.takes(m, 1):
+            return self._gpu.search(probe.queries_BD, m, None)
+        params = import_faiss().SearchParameters(sel=selector) if selector is not None else None
+        scores, ids = self._index.search(probe.queries_BD, m, params=params)
+        return scores, ids
+
+    def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Stored vectors (N, D) of a full-precision shard."""
+        return self._index.reconstruct_batch(np.ascontiguousarray(positions_N))  # type: ignore[no-any-return]
+
+
+class GraphShard:
+    """An HNSW graph over the shard's rows."""
+
+    def __init__(self, file: ShardFile, index: Any) -> None:
+        self.file, self._index = file, index
+        self._rows = all_centroids(index)
+
+    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+        """Walks the graph, or compares with every row where the effort says so."""
+        faiss = import_faiss()
+        if probe.effort.everything:
+            params = faiss.SearchParameters(sel=selector) if selector is not None else None
+            return self._rows.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
+        params = faiss.SearchParametersHNSW(efSearch=max(probe.effort.ef_search, m), sel=selector)
+        return self._index.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
+
+
+class _GpuCopy:
+    """A shard's copy on a GPU. Selectors and very large k stay on the CPU."""
+
+    LIMIT = 2048
+
+    def __init__(self, index: Any, number: int) -> None:
+        self._resources = import_faiss().StandardGpuResources()
+        self._index = to_gpu(index, number, self._resources)
+
+    def takes(self, m: int, nprobe: int) -> bool:
+        return max(m, nprobe) <= self.LIMIT
+
+    def search(self, queries_BD: NDArray[np.float32], m: int, params: Any | None) -> Candidates:
+        return self._index.search(queries_BD, m, params=params)  # type: ignore[no-any-return]
+
+
+class Mask:
+    """A mask over all row ids as selectors of the shards."""
+
+    def __init__(self, allowed_N: NDArray[np.bool_], shards: list[SearchableShard]) -> None:
+        faiss = import_faiss()
+        self.allowed_N = allowed_N
+        self.counts: list[int] = []
+        self.selectors: list[Any | None] = []
+        self._bits: list[NDArray[np.uint8]] = []
+        for shard in shards:
+            part = allowed_N[shard.file.first_id : shard.file.first_id + shard.file.rows]
+            count = int(np.count_nonzero(part))
+            selector = None
+            if 0 < count < shard.file.rows:
+                bits = np.packbits(part, bitorder="little")
+                selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
+                self._bits.append(bits)
+            self.counts.append(count)
+            self.selectors.append(selector)
+
+
+def to_row_ids(positions_BM: NDArray[np.int64], first_id: int) -> NDArray[np.int64]:
+    """Row ids from positions in a shard; padding stays padding."""
+    return np.where(positions_BM == PAD_ID, PAD_ID, positions_BM + first_id)
