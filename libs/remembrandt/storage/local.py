@@ -58,7 +58,7 @@ class LocalStore(Store):
                 for name in names:
                     if name.startswith(_TEMPORARY):
                         continue
-                    file = f"{folder}/{name}"
+                    file = f"{folder.rstrip('/')}/{name}"
                     try:
                         stat = Path(file).stat()
                     except FileNotFoundError:  # deleted meanwhile, or a link that leads nowhere
