@@ -34,6 +34,8 @@ ENTITIES = [
     _entity("1F431", "cat face"),
     _entity("1F408", "cat"),
     _entity("1F32B-FE0F", "fog"),
+    _entity("1F499", "blue heart"),
+    _entity("1F1EB-1F1F7", "flag: France"),
 ]
 ICONS = {
     "see-no-evil-monkey": _square("brown"),
@@ -98,7 +100,7 @@ def add_style(cache: Path) -> Callable[..., None]:
 
 @pytest.fixture
 def emoji_packages(cache: Path) -> Path:
-    """Ten entities and four styles: by code table (noto), by names (fxemoji), by files (openmoji, fluent-3d)."""
+    """Twelve entities and five styles: by code table (noto), by names (fxemoji), by files (the others)."""
     shortcodes = {f"en/shortcodes/{name}.json": {} for name in ("cldr", "emojibase", "iamcal", "github", "joypixels")}
     shortcodes["en/shortcodes/emojibase-legacy.json"] = {"1F431": "cat"}
     shortcodes["en/shortcodes/github.json"] = {"1F648": ["see_no_evil"], "1F446": "point_up_2"}
@@ -116,6 +118,7 @@ def emoji_packages(cache: Path) -> Path:
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16">{_square("teal")}</svg>'.encode()
     authors = [{"hexcode": "1F648", "openmoji_author": "Ada L."}, {"hexcode": "1F408", "openmoji_author": ""}]
     drawn = {"color/svg/1F648.svg": svg, "color/svg/1F408.svg": svg, "data/openmoji.json": authors}
+    drawn |= {f"black/svg/{code}.svg": svg for code in ("1F648", "1F499", "1F1EB-1F1F7")}
     _style(cache, "openmoji", drawn)
     _style(cache, "fluent-3d", {"assets/1f648.webp": _webp(), "assets/1f408.webp": b"not a picture"})
     return cache

@@ -113,6 +113,10 @@ def test_icons_that_show_something_else_today_are_left_out(emoji: Shards) -> Non
     assert not [key for key in emoji if key.startswith("1f52b_")]
 
 
+def test_line_drawings_do_not_stand_for_what_only_colour_tells_apart(emoji_packages: Path) -> None:
+    assert EmojiRecipe(styles=("openmoji-black",)).open().keys == ("1f648_openmoji-black",)
+
+
 def test_without_a_code_table_a_label_wins_over_a_shortcode(emoji_packages: Path) -> None:
     entities = read_entities(npm_package(*EMOJIBASE), npm_package(*EMOJILIB))
     assert join_names(["cat", "pointup2", "seenoevil"], entities.values()) == {

@@ -43,6 +43,8 @@ def open_drawings(style: Style, package: Path, entities: Mapping[str, Entity]) -
     stated = json.loads((package / "package.json").read_text(encoding="utf-8")).get("license")
     if stated != style.licence:
         raise SourceError(f"{style.source} states the licence {stated}, not {style.licence}: leave out '{style.name}'")
+    if style.cannot_show:
+        entities = {code: item for code, item in entities.items() if not re.search(style.cannot_show, item.label)}
     return IconSet(style, package, entities) if style.layout == "iconify" else DrawingFiles(style, package, entities)
 
 

@@ -6,12 +6,15 @@ from dataclasses import dataclass
 APACHE, MIT, CC_BY, CC_BY_SA = "Apache-2.0", "MIT", "CC-BY-4.0", "CC-BY-SA-4.0"
 EMOJIBASE = ("emojibase-data", "17.0.0")
 EMOJILIB = ("emojilib", "4.0.3")
-# Drawn as firearms, while the entity has since become a water pistol.
-_FIREARM = frozenset({"pistol"})
-_FXEMOJI_MISNAMED = _FIREARM | {
+# The pistol is a firearm there and has since become a water pistol; 'cricket' is the game, not the insect, and
+# 'up-button' the arrow, not the word UP!.
+_OLD_NAMES = frozenset({"cricket", "pistol", "up-button"})
+_FXEMOJI_MISNAMED = _OLD_NAMES | {
     *("bow", "compression", "couple", "down", "keyboard", "kiss"),
     *("pout", "pouting", "sunglasses", "up", "wave"),
 }
+# Lines without colours: all flags are the same rectangle, all hearts the same heart.
+_COLOURED = r"^flag: |skin tone|\b(black|white|gr[ae]y|red|orange|yellow|green|blue|purple|pink|brown|blond)\b"
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,7 @@ class Style:
         folder: of the files, below the package.
         phrase: the style in words; `{}` stands for the entity's label.
         misnamed: icons that show something else than their name says today (found by looking); they are left out.
+        cannot_show: pattern of labels that this style draws like others, because it lacks what tells them apart.
         artist: as the package names it; drawings with an author of their own have theirs instead.
     """
 
@@ -35,6 +39,7 @@ class Style:
     phrase: str
     folder: str = ""
     misnamed: frozenset[str] = frozenset()
+    cannot_show: str = ""
 
     @property
     def source(self) -> str:
@@ -73,7 +78,7 @@ STYLES = {
             APACHE,
             "Google Inc",
             "{}, an old Noto emoji by Google",
-            misnamed=_FIREARM,
+            misnamed=_OLD_NAMES,
         ),
         Style(
             "fxemoji",
@@ -93,7 +98,7 @@ STYLES = {
             CC_BY,
             "Emoji One",
             "{}, an Emoji One drawing",
-            misnamed=_FIREARM,
+            misnamed=_OLD_NAMES,
         ),
         Style(
             "openmoji",
@@ -114,6 +119,7 @@ STYLES = {
             "OpenMoji",
             "{}, a black line drawing by OpenMoji",
             folder="black/svg",
+            cannot_show=_COLOURED,
         ),
     )
 }
