@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: a Ray cluster, an S3 server, an Elasticsearch node; each starts when first asked for.
+"""Fixtures that several rooms share: a Ray cluster, an S3 server, an Elasticsearch node; each starts at its first use.
 
 The environment is set before any test imports torch or Ray, because both read it once, and before the cluster starts,
 because Ray's workers inherit what its nodes were started with: so the S3 server's address is fixed here as well.

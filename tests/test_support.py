@@ -23,7 +23,9 @@ def _where() -> tuple[str, str]:
 def test_ray_has_two_nodes_whose_workers_know_the_s3_server(ray_cluster: RayCluster) -> None:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
     assert len(nodes) == 2
-    on_each = [_where.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote() for n in nodes]
+    on_each = [
+        _where.options(scheduling_strategy=NodeAffinitySchedulingStrategy(n, soft=False)).remote() for n in nodes
+    ]
     assert ray.get(on_each) == [(node, os.environ["AWS_ENDPOINT_URL"]) for node in nodes]
 
 

@@ -105,7 +105,9 @@ def _fields_at(cls: type[BaseModel], location: Sequence[str]) -> list[str]:
     """Known keys of the section that `location` leads to; union tags and list positions are passed over."""
     models = [cls]
     for part in location:
-        inner = [model for m in models if part in m.model_fields for model in _models_in(m.model_fields[part].annotation)]
+        inner = [
+            model for m in models if part in m.model_fields for model in _models_in(m.model_fields[part].annotation)
+        ]
         tagged = [m for m in models if any(part == f.default for f in m.model_fields.values())]
         models = inner or tagged or models
     return sorted({name for model in models for name in model.model_fields})

@@ -1,5 +1,6 @@
 """Servers that tests start: free ports, waiting with a deadline, and an end that leaves nothing behind."""
 
+import contextlib
 import os
 import random
 import signal
@@ -108,10 +109,8 @@ class Server:
         if self.running:
             assert self._process is not None
             self._signal(signal.SIGTERM)
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=patience)
-            except subprocess.TimeoutExpired:
-                pass
         self.kill()
 
     def restart(self) -> None:
@@ -125,10 +124,8 @@ class Server:
     def _signal(self, number: int) -> None:
         if self._process is None:
             return
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
 
     def _tail(self) -> str:
         return self.log.read_text(errors="replace")[-4000:]

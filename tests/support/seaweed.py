@@ -61,7 +61,7 @@ class SeaweedServer(Server):
         for socket in (socket for port in self._ports for socket in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")):
             socket.unlink(missing_ok=True)
 
-    def client(self):  # noqa: ANN201 - boto3 clients have no static type
+    def client(self):
         """A boto3 client with the server's credentials."""
         return boto3.client(
             "s3",

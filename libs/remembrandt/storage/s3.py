@@ -192,7 +192,9 @@ class S3Store(Store):
                 remedy = f"the server answered {code}: {error.response['Error'].get('Message', '')}"
             raise StorageError(f"cannot {action} {place}: {remedy}") from error
         except BotoCoreError as error:
-            raise StorageError(f"cannot {action} {place}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL") from error
+            raise StorageError(
+                f"cannot {action} {place}: {' '.join(str(error).split())}; check AWS_ENDPOINT_URL"
+            ) from error
 
 
 def _make_client() -> Any:

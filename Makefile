@@ -1,0 +1,76 @@
+# Everything starts here, on a machine that has Python 3.11–3.13 and make: `make demo`, `make test`.
+# The environment lies in .venv; a second call finds it ready.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+UV_VERSION := 0.13.9
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(shell command -v $(name) >/dev/null 2>&1 && $(name) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $(name))))
+UV := $(shell command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1 && echo uv || echo .venv-uv/bin/uv)
+BIN := .venv/bin
+LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
+EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra serve
+
+DEMO_DIR ?= .demo
+# Which tests, and how: make test ARGS='tests/storage -x', make test ARGS='-m "not slow and not network"'.
+ARGS ?=
+
+export UV_PYTHON_DOWNLOADS := never
+export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
+export DEMO_DIR
+
+.PHONY: help demo test lint fmt bench lock clean
+help:  ## What can be made
+	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' Makefile | expand -t 16
+
+demo: .venv/.installed  ## Emoji database from scratch, searched: sheets in $(DEMO_DIR)/sheets
+	@cluster/demo.sh
+
+test: .venv/.installed-dev  ## All tests; ARGS='…' goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.installed-dev  ## Style, types, and the order of the rooms
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/.installed-dev  ## Formats the code and mends what ruff can
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+bench: .venv/.installed-dev  ## Benchmarks; reports in tests/benchmarks/*.md
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
+	$(LOCK) --upgrade $(EXTRAS) pyproject.toml -o requirements.lock
+	$(LOCK) --constraints requirements.lock $(EXTRAS) --group dev pyproject.toml -o requirements-dev.lock
+
+clean:  ## Removes the environment, caches, builds and the demo
+	cluster/local.sh down
+	rm -rf .venv .venv-uv .demo .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf cluster/elasticsearch/target
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv-uv/bin/uv:
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=/path/to/python" >&2; exit 2; }
+	$(PYTHON) -m venv .venv-uv
+	.venv-uv/bin/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+
+.venv/bin/python: | $(filter-out uv,$(UV))
+	@test -n "$(PYTHON)" || { echo "error: Python 3.11, 3.12 or 3.13 is needed; name one with make PYTHON=/path/to/python" >&2; exit 2; }
+	$(UV) venv --quiet --python $(PYTHON) .venv
+
+# The development environment serves users too, so each stamp vouches for the smaller set as well.
+.venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
+	$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@rm -f .venv/.installed-dev
+	@touch $@
+
+.venv/.installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
+	$(UV) pip sync --quiet --python $(BIN)/python requirements-dev.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch .venv/.installed $@
