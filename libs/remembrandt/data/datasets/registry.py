@@ -29,7 +29,7 @@ KNOWN = {
     for known in (
         Known(
             "emoji",
-            "14k drawings of 1.9k named entities by several artists, 9 styles, several captions each",
+            "13.9k drawings of 1.9k named entities by several artists, 9 styles, several captions each",
             "npm",
             EmojiRecipe,
             ("limit", "styles", "size", "variants"),
