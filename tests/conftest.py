@@ -11,11 +11,16 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.databases import *  # noqa: F403
 from tests.support.processes import free_ports
 from tests.support.seaweed import BUCKET, S3Settings, SeaweedServer
+
+if TYPE_CHECKING:
+    from tests.support.ray_cluster import RayCluster
 
 if importlib.util.find_spec("tests.support.elasticsearch_node"):
     from tests.support.elasticsearch_node import *  # noqa: F403
@@ -39,22 +44,21 @@ os.environ |= {
     **_S3.environment,
 }
 
-from tests.support.databases import *  # noqa: E402, F403
-from tests.support.ray_cluster import RayCluster  # noqa: E402 - Ray reads the environment when it is imported
-
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_SCRATCH, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def _session_ray_cluster() -> Iterator[RayCluster]:
+def _session_ray_cluster() -> Iterator["RayCluster"]:
+    from tests.support.ray_cluster import RayCluster  # Ray reads the environment when it is imported
+
     with RayCluster(num_nodes=2, num_cpus=2) as cluster:
         yield cluster
 
 
 @pytest.fixture
-def ray_cluster(_session_ray_cluster: RayCluster) -> RayCluster:
+def ray_cluster(_session_ray_cluster: "RayCluster") -> "RayCluster":
     """The session's cluster: two simulated nodes of two logical CPUs; this process is a connected driver."""
     _session_ray_cluster.connect()
     return _session_ray_cluster

@@ -1,20 +1,19 @@
-"""Fixtures: a small published database of drawings, built once a session by the real build."""
+"""Fixtures: a small published database of drawings, built once a session by the real build.
+
+Heavy imports wait until a fixture is used: every test file reads this one.
+"""
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import open_clip
 import pytest
-import torch
-from safetensors.torch import save_file
 
-from remembrandt.configuration import parse_config
-from remembrandt.databases.build import build_database
-from remembrandt.databases.config import BuildConfig
 from tests.support.pictures import write_pictures
-from tests.support.ray_cluster import RayCluster
+
+if TYPE_CHECKING:
+    from tests.support.ray_cluster import RayCluster
 
 __all__ = ["build_values", "database_copy", "emoji_like_database", "pictures", "tiny_clip"]
 
@@ -28,6 +27,10 @@ TINY_CLIP: dict[str, Any] = {
 @pytest.fixture(scope="session")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real open_clip model of random weights, in a folder as a user would have one."""
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
     folder = tmp_path_factory.mktemp("tiny-clip")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY_CLIP, "preprocess_cfg": {}}))
     torch.manual_seed(0)
@@ -57,8 +60,12 @@ def build_values(pictures: Path, tiny_clip: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def emoji_like_database(
-    _session_ray_cluster: RayCluster, build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    _session_ray_cluster: "RayCluster", build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     """URI of a published database of 320 rows. Do not change it: copy it with `database_copy`."""
+    from remembrandt.configuration import parse_config
+    from remembrandt.databases.build import build_database
+    from remembrandt.databases.config import BuildConfig
+
     _session_ray_cluster.connect()
     uri = str(tmp_path_factory.mktemp("databases") / "drawings")
     build_database(parse_config(BuildConfig, {**build_values, "uri": uri}, "test"))
