@@ -166,6 +166,24 @@ def test_a_folder_without_permission_is_named(folder):
         os.chmod(f"{folder}/b", 0o755)
 
 
+def test_a_folder_that_cannot_be_listed_is_named_with_the_cause(folder):
+    with pytest.raises(SourceError, match=r"cannot read source .*notes\.md/x: .*a part of the path is a file"):
+        open_source(ImagesConfig(uri=f"{folder}/notes.md/x"))
+
+
+@pytest.mark.s3
+def test_a_bucket_that_does_not_exist_is_named(s3_uri):
+    with pytest.raises(SourceError, match="bucket 'absent-bucket' does not exist"):
+        open_source(ImagesConfig(uri="s3://absent-bucket/x"))
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_named(s3_uri, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(SourceError, match="the server refuses these credentials"):
+        open_source(ImagesConfig(uri=s3_uri))
+
+
 def test_an_exclude_file_that_is_missing_is_named(folder):
     with pytest.raises(SourceError, match=r"exclude\.file: .*no\.txt.*does not exist"):
         open_source(ImagesConfig(uri=folder, exclude={"file": "/no/no.txt"}))
