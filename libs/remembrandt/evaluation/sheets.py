@@ -52,7 +52,7 @@ def render_png(rows: Sequence[SheetRow], title: str) -> Image.Image:
 
     A query image stands left of its answers, set apart by a line.
     """
-    columns = max((min(len(_line_items(row)), COLUMNS + 1) for row in rows), default=1)
+    columns = max((min(len(row.cells), COLUMNS) + (row.query_image is not None) for row in rows), default=1)
     width = max(2 * _MARGIN + columns * (THUMBNAIL + _GAP) + _GAP, 560)
     height = _MARGIN + _TITLE_HEIGHT + sum(_row_height(row) for row in rows) + _MARGIN
     sheet = Image.new("RGB", (width, height), _PAPER)
@@ -89,11 +89,6 @@ def format_score(score: float) -> str:
 _TITLE_HEIGHT, _HEADING_HEIGHT = round(_TITLE * 1.9), round(_HEADING * 1.7)
 _CAPTION_HEIGHT, _SMALL_HEIGHT = round(_CAPTION * _LINE), round(_SMALL * _LINE)
 _CELL_HEIGHT = THUMBNAIL + _CAPTION_LINES * _CAPTION_HEIGHT + 2 * _SMALL_HEIGHT + 3 * _PADDING
-
-
-def _line_items(row: SheetRow) -> list[SheetCell | None]:
-    query: list[SheetCell | None] = [None] if row.query_image is not None else []
-    return [*query, *row.cells]
 
 
 def _row_height(row: SheetRow) -> int:
