@@ -43,6 +43,7 @@ _LETTER_OF_CLASS = {
     "Ideograph": "S",
 }
 _OTHER = "-"
+_FEW_CONNECTORS = 64
 
 _ASCII_WORD = re.compile(r"(?:\w(?:[:.'](?<=[A-Za-z].)(?=[A-Za-z])|[,;.'](?<=[0-9].)(?=[0-9]))?)+", re.ASCII)
 _SPACES = re.compile(r"[ \t\r\n]+")
@@ -67,9 +68,13 @@ def _ascii_terms(text: str) -> list[str]:
 
 def _unicode_terms(text: str) -> list[str]:
     classes = text.translate(_classes())
-    spans = [match.span() for match in _words().finditer(classes)]
-    if "Z" in classes or any(_units(text[start:stop]) > MAX_TERM_UNITS for start, stop in spans):
+    # Runs of connectors that lead to no word cost time in the square of their length, unless the view is limited.
+    if "Z" in classes or classes.count("U") > _FEW_CONNECTORS:
         spans = list(_scan(text, classes))
+    else:
+        spans = [match.span() for match in _words().finditer(classes)]
+        if any(_units(text[start:stop]) > MAX_TERM_UNITS for start, stop in spans):
+            spans = list(_scan(text, classes))
     return [_lower(text[start:stop]) for start, stop in spans]
 
 
