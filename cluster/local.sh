@@ -27,14 +27,23 @@ port_or_free() { "$python" -c 'import socket, sys; s = socket.socket(); s.bind((
 
 up() {
   if runs; then remembered dashboard; return; fi
-  down
   mkdir -p "$state"
+  local log="$state/start.log"
+  # Ray gives a node 30 seconds to start, which a busy machine can miss once.
+  start_head > "$log" 2>&1 || start_head > "$log" 2>&1 || {
+    down
+    fail "Ray did not start; $log ends: $(tail -n 3 "$log" | tr '\n' ' ')"
+  }
+  remembered dashboard
+}
+
+start_head() {
+  down
   local mark temporary dashboard
   mark=$("$python" -c 'import uuid; print(uuid.uuid4().hex)')
   # UNIX sockets lie below it, and their paths are limited to 107 characters.
   temporary=$(mktemp -d /tmp/remembrandt-ray.XXXXXX)
   dashboard=$(port_or_free 8265)
-  choose_authentication
   echo "$mark" > "$state/mark"
   echo "$temporary" > "$state/temporary"
   local -a environment=(
@@ -43,29 +52,22 @@ up() {
     RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
     RAY_worker_niceness=0
     OMP_NUM_THREADS=1
-    SPT_NOENV=1
     PATH="$(dirname "$python"):$PATH"
   )
+  if [ -z "${RAY_AUTH_MODE:-}" ]; then
+    (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$state/auth_token")
+    environment+=(RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/auth_token")
+  fi
   local -a options=(
     --head --port=0 --dashboard-host=127.0.0.1 --dashboard-port="$dashboard"
     --ray-client-server-port="$(free_port)" --dashboard-agent-listen-port="$(free_port)"
     --object-store-memory="${RAY_OBJECT_STORE_BYTES:-500000000}" --disable-usage-stats
   )
   [ -z "${RAY_CPUS:-}" ] || options+=(--num-cpus="$RAY_CPUS")
-  if ! env -u RAY_ADDRESS "${environment[@]}" "$python" -m ray.scripts.scripts start "${options[@]}" > "$state/start.log" 2>&1 < /dev/null; then
-    down
-    fail "Ray did not start; the last lines of $state/start.log: $(tail -n 3 "$state/start.log" | tr '\n' ' ')"
-  fi
+  env -u RAY_ADDRESS "${environment[@]}" "$python" -m ray.scripts.scripts start "${options[@]}" < /dev/null || return
   echo "http://127.0.0.1:$dashboard" > "$state/dashboard"
   cp "$temporary/ray/ray_current_cluster" "$state/address"
   wait_for_jobs "$dashboard"
-  remembered dashboard
-}
-
-choose_authentication() {
-  if [ -n "${RAY_AUTH_MODE:-}" ]; then return; fi
-  (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$state/auth_token")
-  export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/auth_token"
 }
 
 # The dashboard opens its port before the job service behind it is ready. A cluster with token authentication answers
@@ -73,7 +75,7 @@ choose_authentication() {
 wait_for_jobs() {
   local deadline=$((SECONDS + 90))
   until [[ $(http_status "http://127.0.0.1:$1/api/jobs/") =~ ^(200|401|403)$ ]]; do
-    [ $SECONDS -lt $deadline ] || { down; fail "the dashboard of Ray does not answer; see $state/start.log"; }
+    [ $SECONDS -lt $deadline ] || { echo "the dashboard at port $1 does not answer"; return 1; }
     sleep 0.5
   done
 }

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# `make demo`: pictures → a published, searchable database → contact sheets. What is there already is reused.
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+demo=${DEMO_DIR:-.demo}
+[[ $demo = /* ]] || demo=$root/$demo
+export PATH=$root/.venv/bin:$PATH
+export REMEMBRANDT_CACHE=${REMEMBRANDT_CACHE:-$demo/cache} RAY_STATE_DIR=$demo/ray OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+cd "$root"
+
+database=$demo/databases/emoji
+job=(jobs/build_index.py --config jobs/configs/build_index/emoji.yaml uri="$database" source.uri="$demo/data/emoji")
+
+step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS" >&2; }
+is_built() {
+  [ -e "$database/current" ] || return 1
+  python "${job[@]}" --dry-run --json 2> /dev/null | python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["already_built"])'
+}
+
+step "Preparing the emoji drawings"
+remembrandt datasets prepare emoji --out "$demo/data/emoji"
+
+if is_built; then
+  step "The database is there"
+else
+  step "Starting Ray"
+  trap 'cluster/local.sh down' EXIT
+  cluster/local.sh up
+  eval "$(cluster/local.sh env)"
+  step "Building the database"
+  ray job submit --working-dir . -- python "${job[@]}"
+  cluster/local.sh down
+  trap - EXIT
+fi
+remembrandt db show "$database"
+
+step "Searching it"
+remembrandt demo-sheets "$database" --out "$demo/sheets"
+step "Done"
