@@ -37,8 +37,11 @@ from remembrandt.databases.manifest import (
     encode_document,
     sorted_files,
 )
+from remembrandt.databases.neighbor_blocks import SearchWorkersConfig
+from remembrandt.databases.neighbor_queries import Queries
+from remembrandt.databases.neighbors import compute_neighbors
 from remembrandt.databases.rows import open_rows, row_schema, take_embeddings
-from remembrandt.databases.vectors import RecallReport, ShardFile, VectorIndex, VectorPlan, plan_vectors, tune
+from remembrandt.databases.vectors import RecallReport, ShardFile, VectorIndex, plan_vectors, tune
 from remembrandt.databases.verify import verify_version
 from remembrandt.distributed import connect
 from remembrandt.encoders.base import Fingerprint, normalise
@@ -102,6 +105,8 @@ def build_database(config: BuildConfig, *, dry_run: bool = False) -> dict[str, A
     report = clock.run("embed", lambda: _embed(config, plan))
     owner.check()
     manifest = _assemble(config, plan, report, clock)
+    if config.neighbors is not None:
+        manifest = clock.run("neighbors", lambda: _with_neighbors(config, plan, manifest))
     owner.check()
     store = plan.catalog.version_store(plan.version)
     checked = clock.run("verify", lambda: verify_version(store, manifest, hash_files=False))
@@ -135,14 +140,13 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     return BuildPlan(catalog, version, source, base, encoder, tuple(blocks), items, tuple(fields), dim, fingerprint)
 
 
-def _embed(config: BuildConfig, plan: BuildPlan) -> RowsReport:
-    builds = plan.catalog.build_store(plan.version)
-    ledger = Ledger(builds, f"blocks-{len(plan.blocks)}")
+def embed_job(config: BuildConfig, plan: BuildPlan) -> EmbedJob:
+    """What the workers of the first stage need to know."""
     base_store = plan.catalog.version_store(plan.base.version) if plan.base else None
     needs_encoder = plan.encoder is not None and not (plan.source is not None and plan.source.has_embeddings)
-    job = EmbedJob(
+    return EmbedJob(
         store=plan.catalog.version_store(plan.version),
-        ledger=ledger,
+        ledger=Ledger(plan.catalog.build_store(plan.version), f"blocks-{len(plan.blocks)}"),
         source=plan.source,
         blocks=plan.blocks,
         decode=config.decode,
@@ -153,8 +157,12 @@ def _embed(config: BuildConfig, plan: BuildPlan) -> RowsReport:
         encoder=config.encoder if needs_encoder else None,
         pixel_transform=plan.encoder.pixel_transform if needs_encoder and plan.encoder else None,
     )
+
+
+def _embed(config: BuildConfig, plan: BuildPlan) -> RowsReport:
+    job = embed_job(config, plan)
     embed_blocks(job, config.workers, plan.items)
-    report = collect_blocks(ledger)
+    report = collect_blocks(job.ledger)
     _check_failures(config, report)
     return report
 
@@ -222,6 +230,27 @@ def _vectors(
     )
     tuned, recall = tune(index, queries_QD, truth, config.gate.recall_floor, k)
     return VectorsInfo(plan=tuned.to_json(), shards=shards), recall, list(files)
+
+
+def _with_neighbors(config: BuildConfig, plan: BuildPlan, manifest: Manifest) -> Manifest:
+    """Adds the neighbours of the configured train set, and the proposal, to the files of the version."""
+    assert config.neighbors is not None
+    store = plan.catalog.version_store(plan.version)
+    info = compute_neighbors(
+        store,
+        manifest,
+        Queries.open(config.neighbors.train_set),
+        config.neighbors,
+        store,
+        "neighbors",
+        plan.catalog.build_store(plan.version).child("neighbors"),
+        encoder=config.encoder,
+        decode=config.decode,
+        workers=SearchWorkersConfig(**config.workers.model_dump()),
+        max_failed_share=config.gate.max_failed_share,
+    )
+    files = sorted_files(_all_files(store, manifest.file_records))
+    return manifest.model_copy(update={"neighbors": info, "files": files})
 
 
 def index_name(name: str, version: str) -> str:

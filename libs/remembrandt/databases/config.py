@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, field_validator
 
@@ -12,7 +12,9 @@ from remembrandt.data.patches import PatchConfig
 from remembrandt.data.sources import SourceConfig
 from remembrandt.data.sources.common import ExcludeConfig, Exclusions
 from remembrandt.databases.bm25 import Bm25Config
+from remembrandt.databases.neighbor_blocks import NeighborSearchConfig
 from remembrandt.databases.vectors import VectorConfig
+from remembrandt.databases.workers import WorkersConfig
 from remembrandt.encoders import EncoderConfig
 
 
@@ -35,23 +37,10 @@ class GateConfig(Config):
     max_failed_share: float = Field(0.05, ge=0, le=1)
 
 
-class NeighborsConfig(Config):
+class NeighborsConfig(NeighborSearchConfig):
     """Neighbours of a train set, to be stored with the version, and the proposal p_D that they give (P1 Eq. 5)."""
 
     train_set: SourceConfig
-    num_neighbors: int = Field(20, ge=1)
-    exclude_same_group: bool = True
-
-
-class WorkersConfig(Config):
-    """How the work is spread. Nothing here changes what is built."""
-
-    block_size: int | Literal["auto"] = "auto"
-    encoders: int | Literal["auto"] = "auto"
-    encoder_cpus: float = Field(0.5, gt=0)
-    encoder_gpus: float | Literal["auto"] = "auto"
-    encoder_threads: int = Field(1, ge=1)
-    task_cpus: float = Field(0.25, gt=0)
 
 
 class BuildConfig(Config):

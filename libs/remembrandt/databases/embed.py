@@ -5,6 +5,7 @@ with its own blocks. Letters in names: N rows of a block, H W image, D embedding
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from remembrandt.data.decode import DecodeConfig, DecodeError, decode_image
-from remembrandt.data.patches import Patch, PatchConfig, cut_patches, encode_patch
+from remembrandt.data.patches import Patch, PatchConfig, cut_box, cut_patches, encode_patch, patch_bytes
 from remembrandt.data.records import Source, SourceBlock, SourceRecord
 from remembrandt.data.sources.common import Exclusions, key_digests
-from remembrandt.databases.config import WorkersConfig
 from remembrandt.databases.rows import content_digest, embedding_array, open_rows, row_schema, write_fragment
+from remembrandt.databases.workers import WorkersConfig
 from remembrandt.distributed import num_cpus, num_gpus, plain_error
 from remembrandt.encoders import EncoderConfig, open_encoder
 from remembrandt.encoders.base import PixelTransform
@@ -100,10 +101,7 @@ def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) 
     progress = Progress("embed", estimated_records, "items", done=share * (len(job.blocks) - len(missing)))
     if not missing:
         return
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = False
+    _quiet_ray_data()
     blocks = ray.data.from_items([{"number": n} for n in missing], override_num_blocks=len(missing))
     read = blocks.map(ReadBlock(job), num_cpus=workers.task_cpus)
     if job.encoder is not None and job.pixel_transform is not None:
@@ -117,6 +115,14 @@ def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) 
                 progress.advance(int(result["items"]))
         except Exception as error:
             raise plain_error(error) from error
+
+
+def _quiet_ray_data() -> None:
+    """Our own progress line says what its bars and messages would; failures still come as exceptions."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def encoder_pool(workers: WorkersConfig, blocks: int) -> dict[str, Any]:
@@ -187,10 +193,14 @@ class ReadBlock:
             yield self._row(record, record.key, None, (0, 0), record.box), None
             return
         image = decode_image(record.image, self._job.decode)
+        if record.box is not None:
+            cut = cut_box(image, record.box, self._job.patches.size)
+            yield self._row(record, record.key, encode_patch(cut, self._job.patches), cut.size, record.box), cut
+            return
         if self._job.patches.mode == "whole":
             (patch,) = cut_patches(image, record.key, self._job.patches)
-            data = record.image if patch.is_source else encode_patch(patch.image, self._job.patches)
-            yield self._row(record, record.key, data, patch.image.size, record.box), patch.image
+            data = patch_bytes(patch, record.image, self._job.patches)
+            yield self._row(record, record.key, data, patch.image.size, None), patch.image
             return
         for patch in cut_patches(image, record.key, self._job.patches):
             yield self._patch_row(record, patch), patch.image

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from remembrandt.configuration import Config
-from remembrandt.databases.config import WorkersConfig
 from remembrandt.databases.database import Database
 from remembrandt.databases.embed import BaseRows, EmbedBlock, EmbedJob, ReadBlock, encoder_pool
 from remembrandt.databases.hits import PAD_ID, Hits
@@ -22,6 +21,7 @@ from remembrandt.databases.manifest import Manifest
 from remembrandt.databases.neighbor_dataset import NO_BOX, Similarity, neighbors_schema
 from remembrandt.databases.neighbor_search import ExclusionConfig, NeighborFinder, QueryBatch
 from remembrandt.databases.rows import embedding_array, open_rows, write_fragment
+from remembrandt.databases.workers import WorkersConfig
 from remembrandt.distributed import num_cpus, plain_error
 from remembrandt.progress import Progress
 from remembrandt.storage import Store
