@@ -13,17 +13,20 @@ from remembrandt.errors import RemembrandtError, ServiceError
 _IN_FLIGHT_PER_CPU = 2
 
 
-def connect() -> None:
+def connect(show_workers: bool = False) -> None:
     """Joins the cluster that `RAY_ADDRESS` or the job names; without one, starts a local instance on this machine.
+
+    With `show_workers` what the workers print appears here too, each line with its origin.
 
     Raises:
         ServiceError: an address is given and nothing answers there.
     """
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # its C++ side warns of what Ray Data itself does
     if ray.is_initialized():
         return
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=False, **_local_size())
+        ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size())
     except (ConnectionError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
         raise ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})") from None

@@ -13,7 +13,9 @@ from remembrandt.errors import ServiceError
 
 
 def open_tiny(folder: Path, **options: object) -> ClipEncoder:
-    return open_encoder(EncoderConfig.model_validate({"model": str(folder), "precision": "fp32", "device": "cpu", **options}))
+    return open_encoder(
+        EncoderConfig.model_validate({"model": str(folder), "precision": "fp32", "device": "cpu", **options})
+    )
 
 
 @pytest.fixture(params=["vit_folder", "resnet_folder"])
@@ -106,7 +108,9 @@ def test_memory_that_does_not_hold_one_row_is_one_clear_line(vit_folder: Path, p
     assert "\n" not in str(raised.value)
 
 
-def test_other_errors_of_the_network_are_not_taken_for_lack_of_memory(vit_folder: Path, pictures: list[Image.Image]) -> None:
+def test_other_errors_of_the_network_are_not_taken_for_lack_of_memory(
+    vit_folder: Path, pictures: list[Image.Image]
+) -> None:
     encoder = open_tiny(vit_folder)
 
     def fail(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:

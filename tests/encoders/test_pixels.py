@@ -18,7 +18,9 @@ from remembrandt.encoders.pixels import ClipPixelTransform
 def test_pixels_are_those_of_open_clips_transform(
     resize_mode: str, interpolation: str, size: tuple[int, int], pictures: list[Image.Image]
 ) -> None:
-    config = PreprocessCfg(size=size, resize_mode=resize_mode, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1))
+    config = PreprocessCfg(
+        size=size, resize_mode=resize_mode, interpolation=interpolation, mean=(0, 0, 0), std=(1, 1, 1)
+    )
     reference = image_transform_v2(config, is_train=False)
     transform = ClipPixelTransform(*size, resize_mode, interpolation, fill_color=0)
     for picture in pictures:

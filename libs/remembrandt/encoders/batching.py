@@ -62,7 +62,9 @@ class FixedBatches:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
         if self.size == 1:
-            raise ServiceError(f"out of memory on {self._device} with a single row: free memory there, or use a smaller model")
+            raise ServiceError(
+                f"out of memory on {self._device} with a single row: free memory there, or use a smaller model"
+            )
         self.size //= 2
         say(f"out of memory on {self._device}: going on with batches of {self.size}")
 

@@ -6,7 +6,8 @@ Shapes: B batch, D embedding, H W image, C channels, T text tokens.
 import logging
 import pickle
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import open_clip
@@ -148,7 +149,9 @@ def _load(resolved: ResolvedModel, precision: str, device: torch.device) -> open
                 pretrained_text=False,
             )
     except (SafetensorError, pickle.UnpicklingError, EOFError, OSError) as error:
-        raise CorruptionError(f"{resolved.weights} is damaged: {_first_line(error)}; restore or download it again") from error
+        raise CorruptionError(
+            f"{resolved.weights} is damaged: {_first_line(error)}; restore or download it again"
+        ) from error
     except AssertionError as error:
         raise CorruptionError(f"{resolved.weights} does not fit the architecture '{resolved.name}': {error}") from error
     except RuntimeError as error:
@@ -159,7 +162,9 @@ def _load(resolved: ResolvedModel, precision: str, device: torch.device) -> open
 def _explained(resolved: ResolvedModel, device: torch.device, error: RuntimeError) -> Exception:
     text = str(error)
     if "Error(s) in loading state_dict" in text:
-        return CorruptionError(f"{resolved.weights} does not fit the architecture '{resolved.name}': {_first_line(error)}")
+        return CorruptionError(
+            f"{resolved.weights} does not fit the architecture '{resolved.name}': {_first_line(error)}"
+        )
     if "PytorchStreamReader" in text or "zip archive" in text:
         return CorruptionError(f"{resolved.weights} is damaged: {_first_line(error)}; restore or download it again")
     if "CUDA" in text or "HIP" in text:
@@ -172,12 +177,13 @@ def _first_line(error: Exception) -> str:
     return " ".join(lines[:2])[:300] if lines else type(error).__name__
 
 
-class _quiet_root_logger:
+@contextmanager
+def _quiet_root_logger() -> Iterator[None]:
     """open_clip tells its steps on the root logger, which prints warnings that mean nothing to our users."""
-
-    def __enter__(self) -> None:
-        self._level = logging.getLogger().level
-        logging.getLogger().setLevel(logging.ERROR)
-
-    def __exit__(self, *exception: object) -> None:
-        logging.getLogger().setLevel(self._level)
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

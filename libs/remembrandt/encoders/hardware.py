@@ -20,13 +20,17 @@ def choose_device(name: str) -> torch.device:
         ConfigError: no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"unknown device '{name}': use auto, cpu, cuda, cuda:1 or mps") from None
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device '{name}' is not here: {torch.cuda.device_count()} CUDA GPUs are visible; use cpu or auto")
+        raise ConfigError(
+            f"device '{name}' is not here: {torch.cuda.device_count()} CUDA GPUs are visible; use cpu or auto"
+        )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError(f"device '{name}' is not here: use cpu or auto")
     return device

@@ -48,7 +48,7 @@ class ClipPixelTransform:
         return Image.Resampling.BILINEAR if self.interpolation == "bilinear" else Image.Resampling.BICUBIC
 
     def _shorter_edge(self, image: Image.Image) -> tuple[int, int]:
-        """torchvision's rule: the longer edge is truncated, not rounded."""
+        """The rule of torchvision: the longer edge is truncated, not rounded."""
         short, long = sorted(image.size)
         new_long = int(self.height * long / short)
         return (self.height, new_long) if image.width <= image.height else (new_long, self.height)

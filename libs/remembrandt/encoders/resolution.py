@@ -66,10 +66,7 @@ class ResolvedModel:
     @property
     def pixel_transform(self) -> ClipPixelTransform:
         """The model's resize and crop, without its weights."""
-        height, width = _size_pair(self.preprocess.size)
-        return ClipPixelTransform(
-            height, width, self.preprocess.resize_mode, self.preprocess.interpolation, self.preprocess.fill_color
-        )
+        return transform_of(self.preprocess)
 
 
 def resolve(config: EncoderConfig) -> ResolvedModel:
@@ -107,7 +104,7 @@ def _resolve_folder(name: str, folder: Path) -> ResolvedModel:
         name=name,
         identifier=f"local-dir:{folder}",
         model_config=values["model_cfg"],
-        preprocess=_final_preprocess(values["model_cfg"], values.get("preprocess_cfg", {})),
+        preprocess=preprocess_of(values["model_cfg"], values.get("preprocess_cfg", {})),
         weights=Path(weights),
         vocabulary=_vocabulary(values["model_cfg"], folder),
     )
@@ -122,7 +119,7 @@ def _resolve_hub(name: str) -> ResolvedModel:
         raise
     except Exception as error:
         raise _download_error(name, error) from error
-    preprocess = _final_preprocess(values["model_cfg"], values.get("preprocess_cfg", {}))
+    preprocess = preprocess_of(values["model_cfg"], values.get("preprocess_cfg", {}))
     return ResolvedModel(name, name, values["model_cfg"], preprocess, weights, None)
 
 
@@ -130,21 +127,24 @@ def _resolve_architecture(name: str, pretrained: str | None) -> ResolvedModel:
     cleaned = name.replace("/", "-")
     model_config = open_clip.get_model_config(cleaned)
     if model_config is None:
-        known = [*_shipped_names(), *open_clip.list_models()]
-        raise ConfigError(f"unknown encoder model '{name}': {nearest(name, known) if _close(name, known) else _hint()}")
+        raise ConfigError(f"unknown encoder model '{name}': {_suggestion(name)}")
     tags = open_clip.list_pretrained_tags_by_model(cleaned)
     if pretrained is None:
-        raise ConfigError(f"'{name}' is an architecture without weights: set 'pretrained' to a checkpoint file{_or_tag(tags)}")
+        raise ConfigError(
+            f"'{name}' is an architecture without weights: set 'pretrained' to a checkpoint file{_or_tag(tags)}"
+        )
     tag_config = open_clip.get_pretrained_cfg(cleaned, pretrained)
     if tag_config:
         weights = _download_tag(name, pretrained, tag_config)
-        preprocess = _final_preprocess(model_config, tag_config)
+        preprocess = preprocess_of(model_config, tag_config)
     elif Path(pretrained).is_file():
-        weights, preprocess = Path(pretrained), _final_preprocess(model_config, {})
+        weights, preprocess = Path(pretrained), preprocess_of(model_config, {})
     elif Path(pretrained).suffix in _WEIGHT_SUFFIXES or os.sep in pretrained:
         raise ConfigError(f"no checkpoint file at {pretrained}: check 'pretrained' of encoder '{name}'")
     else:
-        raise ConfigError(f"'{pretrained}' is no pretrained tag of '{name}': {nearest(pretrained, tags) if tags else 'it has none'}")
+        raise ConfigError(
+            f"'{pretrained}' is no pretrained tag of '{name}': {nearest(pretrained, tags) if tags else 'it has none'}"
+        )
     return ResolvedModel(name, cleaned, model_config, preprocess, weights, None)
 
 
@@ -157,7 +157,9 @@ def _download_tag(name: str, tag: str, tag_config: dict[str, Any]) -> Path:
 
 def _download_error(what: str, error: Exception) -> ServiceError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
-    return ServiceError(f"cannot download weights of {what}: {reason}; check the network, or give a local folder or checkpoint")
+    return ServiceError(
+        f"cannot download weights of {what}: {reason}; check the network, or give a local folder or checkpoint"
+    )
 
 
 def _refuse_pretrained(config: EncoderConfig) -> None:
@@ -169,12 +171,11 @@ def _or_tag(tags: Sequence[str]) -> str:
     return f" or to one of its tags: {', '.join(tags)}" if tags else ""
 
 
-def _close(name: str, known: Sequence[str]) -> bool:
-    return "did you mean" in nearest(name, known)
-
-
-def _hint() -> str:
-    return "use mini-clip, an open_clip architecture such as ViT-B-32, a folder with open_clip_config.json, or hf-hub:organisation/name"
+def _suggestion(name: str) -> str:
+    """The nearest known name, or what a name may be."""
+    hint = nearest(name, [*_shipped_names(), *open_clip.list_models()])
+    forms = "an open_clip architecture such as ViT-B-32, a folder with open_clip_config.json, or hf-hub:organisation/name"
+    return hint if hint.startswith("did you mean") else f"use mini-clip, {forms}"
 
 
 def _shipped_names() -> list[str]:
@@ -202,11 +203,17 @@ def _vocabulary(model_config: dict[str, Any], folder: Path) -> Path | None:
     return file
 
 
-def _final_preprocess(model_config: dict[str, Any], overlay: dict[str, Any]) -> PreprocessCfg:
+def preprocess_of(model_config: dict[str, Any], overlay: dict[str, Any]) -> PreprocessCfg:
     """open_clip's rule: defaults, then the model's own values; the image size is always the vision tower's."""
     values = merge_preprocess_dict(PreprocessCfg(), overlay)
     values["size"] = CLIPVisionCfg(**model_config["vision_cfg"]).image_size
     return PreprocessCfg(**values)
+
+
+def transform_of(preprocess: PreprocessCfg) -> ClipPixelTransform:
+    """The resize and crop that open_clip's preprocessing config describes."""
+    height, width = _size_pair(preprocess.size)
+    return ClipPixelTransform(height, width, preprocess.resize_mode, preprocess.interpolation, preprocess.fill_color)
 
 
 def _size_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -214,7 +221,7 @@ def _size_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _architecture(model_config: dict[str, Any], vocabulary: Path | None) -> str:
-    """A readable summary and a digest of the canonical config (defaults left out, so that spelling them changes nothing)."""
+    """A readable summary and a digest of the canonical config: defaults are left out, so spelling them changes nothing."""
     vision, text = CLIPVisionCfg(**model_config["vision_cfg"]), CLIPTextCfg(**model_config["text_cfg"])
     canonical = {key: value for key, value in model_config.items() if key not in ("vision_cfg", "text_cfg")}
     canonical |= {"vision_cfg": _without_defaults(vision), "text_cfg": _without_defaults(text)}
