@@ -24,22 +24,29 @@ SLACK = 8
 _CHUNK_VALUES = 1 << 22
 
 
-def rescore(queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], fetch: Fetch) -> Hits:
-    """Exact cosines of candidate rows, best first; padding stays padding. Returns (B, M)."""
-    parts = []
+def rescore(queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], fetch: Fetch, k: int) -> Hits:
+    """The best `k` of the candidates by exact cosine. Returns (B, k), padded where there are fewer."""
     step = max(1, _CHUNK_VALUES // max(1, ids_BM.shape[1] * queries_BD.shape[1]))
-    for start in range(0, len(ids_BM), step):
-        ids = ids_BM[start : start + step]
-        unique, inverse = np.unique(ids, return_inverse=True)
-        known = unique[unique != PAD_ID]
-        vectors = np.zeros((len(unique), queries_BD.shape[1]), dtype=np.float64)
-        if len(known):
-            vectors[len(unique) - len(known) :] = fetch(known)
-        scores = np.einsum(
-            "bmd,bd->bm", vectors[inverse.reshape(ids.shape)], queries_BD[start : start + step].astype(np.float64)
-        )
-        parts.append(top_k(ids, scores.astype(np.float32), ids.shape[1]))
-    return Hits(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
+    starts = range(0, len(ids_BM), step)
+    return stack_hits([_rescore(queries_BD[i : i + step], ids_BM[i : i + step], fetch, k) for i in starts])
+
+
+def _rescore(queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], fetch: Fetch, k: int) -> Hits:
+    unique, inverse = np.unique(ids_BM, return_inverse=True)
+    padded = int(len(unique) > 0 and unique[0] == PAD_ID)
+    vectors_UD = np.zeros((len(unique), queries_BD.shape[1]), dtype=np.float32)
+    if len(unique) > padded:
+        vectors_UD[padded:] = fetch(unique[padded:])
+    places_BM = inverse.reshape(ids_BM.shape)
+    if ids_BM.shape[1] > 4 * (k + SLACK):
+        rough = np.matmul(vectors_UD[places_BM], queries_BD[:, :, None])[:, :, 0]
+        rough[ids_BM == PAD_ID] = -np.inf
+        order = np.argpartition(-rough, [k - 1, k + SLACK], axis=1)[:, : k + SLACK + 1]
+        kept = np.take_along_axis(rough, order, axis=1)
+        if np.all((kept[:, -1] < kept[:, k - 1] - TIE_MARGIN) | np.isneginf(kept[:, -1])):
+            ids_BM, places_BM = np.take_along_axis(ids_BM, order, axis=1), np.take_along_axis(places_BM, order, axis=1)
+    scores = np.einsum("bmd,bd->bm", vectors_UD.astype(np.float64)[places_BM], queries_BD.astype(np.float64))
+    return top_k(ids_BM, scores.astype(np.float32), k)
 
 
 def exact_search(
@@ -59,7 +66,7 @@ def exact_search(
     for batch in batches:
         vectors = np.ascontiguousarray(batch, dtype=np.float32)
         ids = _candidates(faiss, queries, vectors, k)
-        found = rescore(queries, ids, lambda rows, vectors=vectors: vectors[rows])  # type: ignore[misc]
+        found = rescore(queries, ids, vectors.__getitem__, k)
         shifted = Hits(np.where(found.ids == PAD_ID, PAD_ID, found.ids + first_id), found.scores)
         best = Hits.merge([best, shifted], k)
         first_id += len(vectors)
@@ -86,6 +93,13 @@ def merge_candidates(ids_BN: NDArray[np.int64], scores_BN: NDArray[np.float32], 
     if np.any((top.min(axis=1) == best.scores[:, -1]) & ~np.isneginf(best.scores[:, -1])):
         return top_k(ids_BN, scores_BN, k)
     return best
+
+
+def stack_hits(parts: list[Hits]) -> Hits:
+    """Answers to successive runs of queries as one."""
+    if len(parts) == 1:
+        return parts[0]
+    return Hits(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
 def _candidates(

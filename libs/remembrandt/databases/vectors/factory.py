@@ -14,6 +14,7 @@ FLAT_ROWS = 20_000
 HNSW_LISTS = 16_384
 """From this many inverted lists on, finding the nearest centroids by a graph beats comparing with all of them."""
 TRAIN_ROWS_PER_LIST = 40
+SCANN_TREE_ROWS = 100_000
 PQ_SIZES = (128, 96, 64, 48, 32, 24, 16, 8)
 ID_BYTES = 8
 LIST_ENTRY_BYTES = 24
@@ -144,6 +145,11 @@ def num_lists(rows: int) -> int:
     if rows >= 10_000_000:
         return 65_536
     return int(2 ** round(math.log2(4 * math.sqrt(max(rows, 16)))))
+
+
+def num_leaves(rows: int) -> int:
+    """ScaNN's partitions for a row count, 0 for none (its authors' advice)."""
+    return round(rows**0.5) if rows >= SCANN_TREE_ROWS else 0
 
 
 def factories_for(rows: int, dim: int) -> list[str]:

@@ -14,9 +14,18 @@ from numpy.typing import NDArray
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
 from remembrandt.databases.vectors.config import Device, VectorPlan
-from remembrandt.databases.vectors.exact import SLACK, TIE_MARGIN, Fetch, merge_candidates, rescore, search_rows
+from remembrandt.databases.vectors.exact import (
+    SLACK,
+    TIE_MARGIN,
+    Fetch,
+    merge_candidates,
+    rescore,
+    search_rows,
+    stack_hits,
+)
 from remembrandt.databases.vectors.factory import parse_factory
 from remembrandt.databases.vectors.runtime import import_faiss, num_gpus, parallel_rows
+from remembrandt.databases.vectors.scann import ScannShard, scann_kind
 from remembrandt.databases.vectors.shards import (
     Effort,
     FlatShard,
@@ -53,12 +62,12 @@ class VectorIndex:
     """Searches all or some shards of a database. Open with `VectorIndex.open`; thread-safe."""
 
     def __init__(
-        self, plan: VectorPlan, trained: TrainedIndex, shards: list[SearchableShard], fetch: Fetch | None
+        self, plan: VectorPlan, trained: TrainedIndex | None, shards: Sequence[SearchableShard], fetch: Fetch | None
     ) -> None:
         self.plan = plan
         self.rows = sum(shard.file.rows for shard in shards)
-        self._trained, self._shards, self._fetch = trained, shards, fetch
-        self._factory = parse_factory(plan.factory)
+        self._trained, self._shards, self._fetch = trained, list(shards), fetch
+        self._factory = scann_kind(plan) if plan.backend == "scann" else parse_factory(plan.factory)
         self._masks: dict[int, Mask] = {}
 
     @classmethod
@@ -85,6 +94,8 @@ class VectorIndex:
             CorruptionError: a file that is missing, truncated or belongs elsewhere, by name.
             ConfigError: FAISS is not installed, or `gpu` without one.
         """
+        if plan.backend == "scann":
+            return cls(plan, None, [ScannShard(file) for file in shards], fetch)
         gpus = num_gpus(device)
         loaded = TrainedIndex.load(trained)
         opened = [open_shard(file, loaded, mmap, number % gpus if gpus else None) for number, file in enumerate(shards)]
@@ -120,7 +131,7 @@ class VectorIndex:
             return search_rows(queries, ids, self._fetch(ids), k)
         step = self._step(k, available)
         parts = parallel_rows(lambda part_BD: self._search_in_steps(part_BD, k, mask, available, step), queries)
-        return _stack(parts)
+        return stack_hits(parts)
 
     def close(self) -> None:
         """Drops the shards and their memory maps."""
@@ -130,14 +141,14 @@ class VectorIndex:
         self, queries_BD: NDArray[np.float32], k: int, mask: Mask | None, available: int, step: int
     ) -> Hits:
         starts = range(0, len(queries_BD), step)
-        return _stack([self._search(queries_BD[i : i + step], k, mask, available) for i in starts])
+        return stack_hits([self._search(queries_BD[i : i + step], k, mask, available) for i in starts])
 
     def _search(self, queries_BD: NDArray[np.float32], k: int, mask: Mask | None, available: int) -> Hits:
         """Searches, and searches again harder for queries with too few results or with ties at the border."""
         reranks = self.plan.rerank > 0 and self._fetch is not None
         m = min(available, k * self.plan.rerank if reranks else k + SLACK)
         effort = self._first_effort(available)
-        vectors = self._trained.transform(queries_BD)
+        vectors = self._trained.transform(queries_BD) if self._trained else queries_BD
         ids = np.full((len(queries_BD), k), PAD_ID, np.int64)
         scores = np.full((len(queries_BD), k), -np.inf, np.float32)
         todo = np.arange(len(queries_BD))
@@ -163,7 +174,7 @@ class VectorIndex:
             if not count:
                 continue
             take = min(m, count)
-            found, positions = shard.search(probe, take, mask.selectors[number] if mask else None)
+            found, positions = shard.search(probe, take, mask.selections[number] if mask else None)
             ids.append(to_row_ids(positions, shard.file.first_id))
             scores.append(found)
             if take < count:
@@ -172,7 +183,7 @@ class VectorIndex:
 
     def _probe(self, vectors_BD: NDArray[np.float32], effort: Effort) -> Probe:
         """Quantises once for all shards."""
-        if self._trained.quantizer is None:
+        if self._trained is None or self._trained.quantizer is None:
             return Probe(vectors_BD, None, None, effort)
         quantizer, params = self._trained.quantizer, None
         if self._factory.coarse_m and effort.nprobe * 8 >= self._factory.lists:
@@ -185,9 +196,9 @@ class VectorIndex:
     def _order(self, queries_BD: NDArray[np.float32], found: Hits, k: int, reranks: bool) -> Hits:
         if reranks:
             assert self._fetch is not None
-            found = rescore(queries_BD, found.ids, self._fetch)
-        elif self._factory.exact:
-            found = rescore(queries_BD, found.ids, self._stored)
+            return rescore(queries_BD, found.ids, self._fetch, k)
+        if self._factory.exact:
+            return rescore(queries_BD, found.ids, self._stored, k)
         return merge_candidates(found.ids, found.scores, k)
 
     def _tied(self, found: _Found, k: int) -> NDArray[np.bool_]:
@@ -264,9 +275,3 @@ class VectorIndex:
                 f"the mask has shape {allowed_N.shape} and type {allowed_N.dtype}: give one bool for each of the "
                 f"{self.plan.rows:,} rows"
             )
-
-
-def _stack(parts: list[Hits]) -> Hits:
-    if len(parts) == 1:
-        return parts[0]
-    return Hits(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))

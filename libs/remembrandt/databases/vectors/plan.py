@@ -9,6 +9,7 @@ from remembrandt.databases.vectors.factory import (
     Factory,
     check_factory,
     choose_factory,
+    num_leaves,
     parse_factory,
 )
 from remembrandt.errors import ConfigError
@@ -97,7 +98,7 @@ def _plan_scann(rows: int, dim: int, config: VectorConfig) -> VectorPlan:
     """One machine, one piece: 4-bit anisotropic codes to scan and fp32 vectors to re-order by."""
     if config.factory != "auto":
         raise ConfigError("vectors.factory is FAISS's: leave it out with vectors.backend=scann")
-    leaves = max(1, round(math.sqrt(rows)))
+    leaves = num_leaves(rows)
     bytes_per_row = dim // 4 + 4 * dim + 8
     size = rows * bytes_per_row + leaves * dim * 4 + FILE_HEADER_BYTES
     if size > config.memory_budget:
@@ -107,14 +108,14 @@ def _plan_scann(rows: int, dim: int, config: VectorConfig) -> VectorPlan:
         )
     return VectorPlan(
         backend="scann",
-        factory="ScaNN",
+        factory=f"ScaNN{leaves}" if leaves else "ScaNN",
         dim=dim,
         rows=rows,
         shard_rows=rows,
         num_shards=1,
         train_rows=1,
         rerank=0,
-        nprobe=max(1, leaves // 20),
+        nprobe=leaves // 20,
         ef_search=0,
         bytes_per_row=bytes_per_row,
         memory_bytes=size,

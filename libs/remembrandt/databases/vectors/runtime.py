@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,12 +26,11 @@ def import_faiss() -> ModuleType:
         ConfigError: it is not installed.
     """
     try:
-        import faiss
+        return import_module("faiss")
     except ImportError:
         raise ConfigError(
             "FAISS is not installed: install remembrandt[cpu], or remembrandt[gpu] on a machine with an NVIDIA GPU"
         ) from None
-    return faiss
 
 
 def num_threads() -> int:

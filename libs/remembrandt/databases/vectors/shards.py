@@ -54,13 +54,37 @@ class Probe:
     effort: Effort
 
 
+@dataclass(frozen=True)
+class Selection:
+    """The rows of one shard that may answer.
+
+    Attributes:
+        allowed_N: mask over the shard's rows.
+        count: how many it allows, at least one and not all.
+        selector: the same for FAISS.
+        bits: what the selector points to.
+    """
+
+    allowed_N: NDArray[np.bool_]
+    count: int
+    selector: Any
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, allowed_N: NDArray[np.bool_], count: int) -> "Selection":
+        """Packs a mask into the bitmap that FAISS reads."""
+        faiss = import_faiss()
+        bits = np.packbits(allowed_N, bitorder="little")
+        return cls(allowed_N, count, faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)), bits)
+
+
 class SearchableShard(Protocol):
     """One shard, open."""
 
     file: ShardFile
 
-    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
-        """The best `m` rows of each query, among those that the selector lets through."""
+    def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
+        """The best `m` rows of each query, among the selected ones (None: all)."""
 
 
 def open_shard(file: ShardFile, trained: TrainedIndex, mmap: bool, gpu: int | None) -> SearchableShard:
@@ -97,16 +121,16 @@ class ListShard:
         self._keep = trained
         self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
 
-    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+    def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Visits the probed lists."""
         faiss = import_faiss()
-        if self._gpu is not None and selector is None and self._gpu.takes(m, probe.effort.nprobe):
+        if self._gpu is not None and selection is None and self._gpu.takes(m, probe.effort.nprobe):
             params = faiss.SearchParametersIVF(nprobe=probe.effort.nprobe)
             return self._gpu.search(probe.queries_BD, m, params)
         assert probe.lists_BP is not None and probe.scores_BP is not None
         count = len(probe.queries_BD)
         scores, ids = np.empty((count, m), np.float32), np.empty((count, m), np.int64)
-        params = faiss.SearchParametersIVF(nprobe=probe.lists_BP.shape[1], sel=selector)
+        params = faiss.SearchParametersIVF(nprobe=probe.lists_BP.shape[1], sel=_selector(selection))
         self._index.search_preassigned_c(
             count,
             faiss.swig_ptr(probe.queries_BD),
@@ -128,11 +152,11 @@ class FlatShard:
         self.file, self._index = file, index
         self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
 
-    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+    def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Compares with every row."""
-        if self._gpu is not None and selector is None and self._gpu.takes(m, 1):
+        if self._gpu is not None and selection is None and self._gpu.takes(m, 1):
             return self._gpu.search(probe.queries_BD, m, None)
-        params = import_faiss().SearchParameters(sel=selector) if selector is not None else None
+        params = import_faiss().SearchParameters(sel=_selector(selection)) if selection else None
         scores, ids = self._index.search(probe.queries_BD, m, params=params)
         return scores, ids
 
@@ -148,13 +172,13 @@ class GraphShard:
         self.file, self._index = file, index
         self._rows = all_centroids(index)
 
-    def search(self, probe: Probe, m: int, selector: Any | None) -> Candidates:
+    def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Walks the graph, or compares with every row where the effort says so."""
         faiss = import_faiss()
         if probe.effort.everything:
-            params = faiss.SearchParameters(sel=selector) if selector is not None else None
+            params = faiss.SearchParameters(sel=_selector(selection)) if selection else None
             return self._rows.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
-        params = faiss.SearchParametersHNSW(efSearch=max(probe.effort.ef_search, m), sel=selector)
+        params = faiss.SearchParametersHNSW(efSearch=max(probe.effort.ef_search, m), sel=_selector(selection))
         return self._index.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
 
 
@@ -175,24 +199,26 @@ class _GpuCopy:
 
 
 class Mask:
-    """A mask over all row ids as selectors of the shards."""
+    """A mask over all row ids, cut into what each shard needs.
+
+    Attributes:
+        allowed_N: the mask.
+        counts: allowed rows of each shard.
+        selections: the selection of each shard, None where all or no rows of it may answer.
+    """
 
     def __init__(self, allowed_N: NDArray[np.bool_], shards: list[SearchableShard]) -> None:
-        faiss = import_faiss()
         self.allowed_N = allowed_N
-        self.counts: list[int] = []
-        self.selectors: list[Any | None] = []
-        self._bits: list[NDArray[np.uint8]] = []
-        for shard in shards:
-            part = allowed_N[shard.file.first_id : shard.file.first_id + shard.file.rows]
-            count = int(np.count_nonzero(part))
-            selector = None
-            if 0 < count < shard.file.rows:
-                bits = np.packbits(part, bitorder="little")
-                selector = faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits))
-                self._bits.append(bits)
-            self.counts.append(count)
-            self.selectors.append(selector)
+        parts = [allowed_N[s.file.first_id : s.file.first_id + s.file.rows] for s in shards]
+        self.counts = [int(np.count_nonzero(part)) for part in parts]
+        self.selections = [
+            Selection.of(part, count) if 0 < count < len(part) else None
+            for part, count in zip(parts, self.counts, strict=True)
+        ]
+
+
+def _selector(selection: Selection | None) -> Any | None:
+    return selection.selector if selection else None
 
 
 def to_row_ids(positions_BM: NDArray[np.int64], first_id: int) -> NDArray[np.int64]:

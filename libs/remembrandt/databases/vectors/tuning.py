@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.config import VectorPlan
-from remembrandt.databases.vectors.factory import parse_factory
+from remembrandt.databases.vectors.factory import num_leaves, parse_factory
 
 CONFIDENCE = 1.645
 """One-sided 95 %: the sample's recall minus this many standard errors must reach the floor."""
@@ -154,7 +154,7 @@ def _least_effort(bench: _Bench, plan: VectorPlan) -> VectorPlan:
 def _knob(plan: VectorPlan) -> tuple[str | None, int]:
     """Which parameter trades time for recall, and its largest value."""
     if plan.backend == "scann":
-        return "nprobe", max(1, round(plan.rows**0.5))
+        return ("nprobe", num_leaves(plan.rows)) if num_leaves(plan.rows) else (None, 0)
     factory = parse_factory(plan.factory)
     if factory.lists:
         return "nprobe", factory.lists
