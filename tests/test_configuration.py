@@ -24,7 +24,7 @@ class Drawing(Config):
     title: str
     pens: int = Field(1, ge=1)
     shape: Annotated[Square | Circle, Field(discriminator="kind")] = Square()
-    more: list[Square] = []
+    more: tuple[Square, ...] = ()
 
 
 def write(tmp_path: Path, text: str) -> Path:
@@ -70,7 +70,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["pens", "=3"])
 def test_a_malformed_override_is_refused(override: str) -> None:
-    with pytest.raises(ConfigError, match="must look like key.sub=value"):
+    with pytest.raises(ConfigError, match=r"must look like key\.sub=value"):
         load_config(Drawing, None, [override])
 
 

@@ -1,4 +1,4 @@
-"""The few things that every distributed job needs from Ray: a connection, tasks with progress, and readable failures."""
+"""What every distributed job needs from Ray: a connection, tasks with progress, and readable failures."""
 
 import logging
 import os
@@ -29,7 +29,9 @@ def connect(show_workers: bool = False) -> None:
         ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size())
     except (ConnectionError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "auto")
-        raise ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})") from None
+        raise ServiceError(
+            f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})"
+        ) from None
 
 
 def _local_size() -> dict[str, Any]:
@@ -44,8 +46,10 @@ def _local_size() -> dict[str, Any]:
     return size
 
 
-def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], **options: Any) -> Iterator[tuple[int, Any]]:
-    """Runs one Ray task for each tuple of arguments, at most two a CPU in flight; yields (position, result) as they finish.
+def run_tasks(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], **options: Any
+) -> Iterator[tuple[int, Any]]:
+    """Runs one Ray task a tuple of arguments, at most two a CPU in flight; yields (position, result) as they finish.
 
     Raises:
         RemembrandtError: what a task raised, without Ray's wrapping.
@@ -53,7 +57,7 @@ def run_tasks(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]
     remote = ray.remote(function).options(**options)
     limit = max(2, _IN_FLIGHT_PER_CPU * int(ray.cluster_resources().get("CPU", 1)))
     waiting = list(enumerate(arguments))[::-1]
-    running: dict[ray.ObjectRef, int] = {}
+    running: dict[ray.ObjectRef[Any], int] = {}
     try:
         while waiting or running:
             while waiting and len(running) < limit:

@@ -11,7 +11,9 @@ from remembrandt.distributed import plain_error
 from remembrandt.errors import RemembrandtError
 
 
-def run_job(cls: type[ConfigT], main: Callable[[ConfigT, argparse.Namespace], dict[str, Any]], description: str) -> None:
+def run_job(
+    cls: type[ConfigT], main: Callable[[ConfigT, argparse.Namespace], dict[str, Any]], description: str
+) -> None:
     """Parses the command line of a job, runs it, prints its result and exits.
 
     `--config FILE` names a YAML file; further arguments are `key.sub=value` overrides. `--json` prints the result as
@@ -20,9 +22,13 @@ def run_job(cls: type[ConfigT], main: Callable[[ConfigT, argparse.Namespace], di
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help="YAML configuration file")
-    parser.add_argument("--dry-run", action="store_true", help="check everything and say what would be done, but do nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and say what would be done, but do nothing"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON on stdout")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="configuration overrides, e.g. vectors.factory=Flat")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="configuration overrides, e.g. vectors.factory=Flat"
+    )
     arguments = parser.parse_args()
     with one_line_errors():
         result = main(load_config(cls, arguments.config, arguments.overrides), arguments)

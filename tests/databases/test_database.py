@@ -60,12 +60,14 @@ def test_bm25_finds_words_and_pads_what_does_not_match(database: Database) -> No
 
 
 def test_filters_narrow_every_kind_of_search(database: Database) -> None:
-    where = Filter(equals={"style": ("outline", "small"), "licence": ("MIT",)}, exclude_groups=("red-star",), exclude_ids=(90,))
+    where = Filter(
+        equals={"style": ("outline", "small"), "licence": ("MIT",)}, exclude_groups=("red-star",), exclude_ids=(90,)
+    )
     for hits in (
         database.search_embeddings(database.embeddings([85]), 79, where),
         database.search_bm25(["red star"], 79, where),
     ):
-        found = [row for row in database.rows(hits.ids[0][hits.ids[0] != PAD_ID])]
+        found = database.rows(hits.ids[0][hits.ids[0] != PAD_ID])
         assert found and all(r.fields["style"] == "outline" and r.group != "red-star" and r.id != 90 for r in found)
     assert (database.search_embeddings(database.embeddings([85]), 79, where).ids[0] != PAD_ID).sum() == 78
 
@@ -100,20 +102,30 @@ def test_raw_embeddings_are_not_normalised(database: Database) -> None:
     [
         (lambda d: d.search_ids([0], 320), r"k = 321 is not possible: .* has 320 rows"),
         (lambda d: d.search_embeddings(np.zeros((1, 64)), 0), r"k = 0 is not possible"),
-        (lambda d: d.search_embeddings(np.zeros((1, 65)), 1), "queries have 65 dimensions, and database 'drawings' has 64"),
+        (
+            lambda d: d.search_embeddings(np.zeros((1, 65)), 1),
+            "queries have 65 dimensions, and database 'drawings' has 64",
+        ),
         (lambda d: d.rows([320]), "there is no row 320"),
         (lambda d: d.embeddings([-1]), "there is no row -1"),
         (lambda d: d.rows([0], ["stile"]), "no column 'stile': did you mean 'style'"),
-        (lambda d: d.search_ids([0], 1, Filter(equals={"stlye": ("a",)})), "cannot be filtered by 'stlye': did you mean 'style'"),
+        (
+            lambda d: d.search_ids([0], 1, Filter(equals={"stlye": ("a",)})),
+            "cannot be filtered by 'stlye': did you mean 'style'",
+        ),
         (lambda d: d.proposal(), "has no proposal: run jobs/precompute_neighbors.py"),
     ],
 )
-def test_impossible_questions_are_answered_with_what_is_possible(database: Database, call: object, message: str) -> None:
+def test_impossible_questions_are_answered_with_what_is_possible(
+    database: Database, call: object, message: str
+) -> None:
     with pytest.raises(SearchError, match=message):
         call(database)  # type: ignore[operator]
 
 
-def test_a_wrong_encoder_is_refused_and_both_are_named(emoji_like_database: str, tiny_clip: Path, tmp_path: Path) -> None:
+def test_a_wrong_encoder_is_refused_and_both_are_named(
+    emoji_like_database: str, tiny_clip: Path, tmp_path: Path
+) -> None:
     import shutil
 
     import torch
@@ -124,7 +136,9 @@ def test_a_wrong_encoder_is_refused_and_both_are_named(emoji_like_database: str,
     weights = load_file(other / "open_clip_model.safetensors")
     weights["logit_scale"] = weights["logit_scale"] + torch.tensor(1.0)
     save_file(weights, other / "open_clip_model.safetensors")
-    with pytest.raises(EncoderMismatchError, match=r"was embedded with vit 64x2/8 .*\[\w{12}, .*\], not with vit 64x2/8"):
+    with pytest.raises(
+        EncoderMismatchError, match=r"was embedded with vit 64x2/8 .*\[\w{12}, .*\], not with vit 64x2/8"
+    ):
         Database.open(emoji_like_database, encoder=EncoderConfig(model=str(other)))
     Database.open(emoji_like_database, encoder=EncoderConfig(model=str(tiny_clip))).close()
 

@@ -44,7 +44,13 @@ def undisturbed(values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
     ],
 )
 def test_a_killed_build_ends_like_an_undisturbed_one(
-    place: str, seed: int, kills: int, values: dict[str, Any], undisturbed: str, tmp_path: Path, request: pytest.FixtureRequest
+    place: str,
+    seed: int,
+    kills: int,
+    values: dict[str, Any],
+    undisturbed: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
     uri = f"{request.getfixturevalue('s3_uri') if place == 's3' else tmp_path}/drawings"
     rng = random.Random(seed)
@@ -68,7 +74,10 @@ def test_a_killed_build_ends_like_an_undisturbed_one(
             assert build.wait() == 0, build.tail()
     finally:
         build.end()
-    print(f"{place}: {len(done)} kills ({', '.join(done)}), {watcher.looks} looks meanwhile, {len(milestones(uri))} version")
+    print(
+        f"{place}: {len(done)} kills ({', '.join(done)}), {watcher.looks} looks meanwhile, "
+        f"{len(milestones(uri))} version"
+    )
     assert not watcher.wrong, watcher.wrong
     assert_same_version(undisturbed, uri)
 

@@ -83,13 +83,21 @@ def test_recall_at_more_than_there_is_and_wrong_encoders_are_refused(
 
 
 def test_elasticsearch_that_is_down_at_the_start_is_named(arguments: list[str]) -> None:
-    refused([*arguments, "bm25.backend=elasticsearch", "bm25.url=http://127.0.0.1:9", "bm25.retry_seconds=1"], "http://127.0.0.1:9")
+    refused(
+        [*arguments, "bm25.backend=elasticsearch", "bm25.url=http://127.0.0.1:9", "bm25.retry_seconds=1"],
+        "http://127.0.0.1:9",
+    )
 
 
 @pytest.mark.s3
 def test_wrong_s3_credentials_are_named(arguments: list[str], s3_uri: str) -> None:
     environment = {"AWS_SECRET_ACCESS_KEY": "wrong"}
-    refused([*arguments, f"uri={s3_uri}/drawings"], "refuses these credentials", "AWS_ACCESS_KEY_ID", environment=environment)
+    refused(
+        [*arguments, f"uri={s3_uri}/drawings"],
+        "refuses these credentials",
+        "AWS_ACCESS_KEY_ID",
+        environment=environment,
+    )
 
 
 def test_pictures_that_are_none_or_far_too_large_are_left_out_by_name(
@@ -114,7 +122,9 @@ def test_a_full_disk_is_one_line_and_the_build_continues_with_space(
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], capture_output=True, text=True
+    )
     if mounted.returncode != 0:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
     try:

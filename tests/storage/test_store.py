@@ -51,7 +51,11 @@ def test_upload_and_download_move_whole_files(store: Store, tmp_path: Path) -> N
 
 
 def test_a_missing_file_is_named(store: Store, tmp_path: Path) -> None:
-    for action in (lambda: store.read("nope"), lambda: store.open("nope"), lambda: store.download("nope", tmp_path / "x")):
+    for action in (
+        lambda: store.read("nope"),
+        lambda: store.open("nope"),
+        lambda: store.download("nope", tmp_path / "x"),
+    ):
         with pytest.raises(StorageError, match=r"nope: it does not exist"):
             action()
 
@@ -116,7 +120,7 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path, monkeypatch: p
 @pytest.mark.s3
 def test_wrong_credentials_are_one_clear_line(s3_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(StorageError, match="refuses these credentials .*check AWS_ACCESS_KEY_ID") as caught:
+    with pytest.raises(StorageError, match=r"refuses these credentials .*check AWS_ACCESS_KEY_ID") as caught:
         open_store(s3_uri).check_writable()
     assert "\n" not in str(caught.value)
 
@@ -136,7 +140,12 @@ def test_an_unknown_scheme_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("uri", "parts"),
-    [("s3://b/dbs/emoji", ("s3://b/dbs", "emoji")), ("a/b/", ("a", "b")), ("emoji", (".", "emoji")), ("/x", ("/", "x"))],
+    [
+        ("s3://b/dbs/emoji", ("s3://b/dbs", "emoji")),
+        ("a/b/", ("a", "b")),
+        ("emoji", (".", "emoji")),
+        ("/x", ("/", "x")),
+    ],
 )
 def test_a_uri_splits_into_parent_and_name(uri: str, parts: tuple[str, str]) -> None:
     assert split_uri(uri) == parts

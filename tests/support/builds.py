@@ -26,7 +26,7 @@ _MARK = "REMEMBRANDT_TEST_BUILD"
 
 
 class BuildProcess:
-    """`python jobs/build_index.py` with a Ray instance of its own; every process of it carries a mark by which it is found."""
+    """`python jobs/build_index.py` with a Ray instance of its own; all its processes carry a mark to find them by."""
 
     def __init__(self, values: dict[str, Any], scratch: Path) -> None:
         self._mark = uuid.uuid4().hex
@@ -35,7 +35,12 @@ class BuildProcess:
         self.log = config.with_suffix(".log")
         self._tmp = tempfile.TemporaryDirectory(prefix="rmb", ignore_cleanup_errors=True)
         environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        environment |= {_MARK: self._mark, "RAY_TMPDIR": self._tmp.name, "OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0"}
+        environment |= {
+            _MARK: self._mark,
+            "RAY_TMPDIR": self._tmp.name,
+            "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
+        }
         environment |= {"REMEMBRANDT_RAY_CPUS": "2", "REMEMBRANDT_RAY_OBJECT_STORE_MB": "150"}
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(

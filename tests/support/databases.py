@@ -60,7 +60,8 @@ def build_values(pictures: Path, tiny_clip: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def emoji_like_database(
-    _session_ray_cluster: "RayCluster", build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
+    _session_ray_cluster: "RayCluster", build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> str:
     """URI of a published database of 320 rows. Do not change it: copy it with `database_copy`."""
     from remembrandt.configuration import parse_config
     from remembrandt.databases.build import build_database

@@ -1,4 +1,4 @@
-"""Small drawings with names, in several styles: real files for tests that need pictures and texts that belong together."""
+"""Small drawings with names, in several styles: real files for tests that need pictures and matching texts."""
 
 import json
 from collections.abc import Iterator

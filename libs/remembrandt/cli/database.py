@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from remembrandt.configuration import parse_config
 from remembrandt.databases.build import build_database, format_report
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.config import BuildConfig
@@ -14,7 +15,6 @@ from remembrandt.databases.exchange import diff_versions, export_clip_retrieval
 from remembrandt.databases.maintenance import prune_versions, publish_version, rollback_version
 from remembrandt.databases.manifest import Manifest
 from remembrandt.databases.verify import verify_version
-from remembrandt.configuration import parse_config
 from remembrandt.progress import format_bytes
 from remembrandt.storage import open_store
 
@@ -50,16 +50,23 @@ def show(uri: Uri, version: Version = None, as_json: AsJson = False) -> None:
         _print_json(manifest.model_dump(mode="json"))
         return
     print(f"{manifest.name}, version {manifest.version}, built {manifest.created_at} by {manifest.created_by['user']}")
-    print(f"  rows      {manifest.rows:,} ({manifest.source.failed:,} of {manifest.source.records:,} items could not be used)")
+    print(
+        f"  rows      {manifest.rows:,} ({manifest.source.failed:,} of {manifest.source.records:,} items "
+        "could not be used)"
+    )
     print(f"  size      {format_bytes(manifest.total_bytes)} in {len(manifest.files)} files")
     print(f"  parent    {manifest.parent or '-'}")
     print(f"  encoder   {manifest.fingerprint or '- (text only)'}")
     if manifest.vectors:
         recall = manifest.recall or {}
-        print(f"  vectors   {manifest.vectors.plan['factory']}, {len(manifest.vectors.shards)} shard(s), recall@{recall.get('k')} {recall.get('recall'):.4f}")
+        print(
+            f"  vectors   {manifest.vectors.plan['factory']}, {len(manifest.vectors.shards)} shard(s), "
+            f"recall@{recall.get('k')} {recall.get('recall'):.4f}"
+        )
     print(f"  bm25      {manifest.bm25['backend'] if manifest.bm25 else '-'}")
     print(f"  fields    {', '.join(manifest.fields) or '-'}")
-    print(f"  licences  {', '.join(f'{name or "unknown"} {count:,}' for name, count in manifest.licences.items())}")
+    licences = [f"{name or 'unknown'} {count:,}" for name, count in manifest.licences.items()]
+    print(f"  licences  {', '.join(licences)}")
 
 
 @database_app.command()
@@ -76,14 +83,22 @@ def verify(uri: Uri, version: Version = None, as_json: AsJson = False) -> None:
 
 
 @database_app.command()
-def publish(uri: Uri, version: Annotated[str, typer.Argument(help="Version to make live.")], as_json: AsJson = False) -> None:
+def publish(
+    uri: Uri, version: Annotated[str, typer.Argument(help="Version to make live.")], as_json: AsJson = False
+) -> None:
     """Makes a finished version live."""
     changed = publish_version(Catalog.open(uri), version)
-    _say(as_json, {"live": version, "changed": changed}, f"version {version} is live" + ("" if changed else " (it was already)"))
+    _say(
+        as_json,
+        {"live": version, "changed": changed},
+        f"version {version} is live" + ("" if changed else " (it was already)"),
+    )
 
 
 @database_app.command()
-def rollback(uri: Uri, to: Annotated[str | None, typer.Option(help="Version to return to.")] = None, as_json: AsJson = False) -> None:
+def rollback(
+    uri: Uri, to: Annotated[str | None, typer.Option(help="Version to return to.")] = None, as_json: AsJson = False
+) -> None:
     """Makes the version that was live before (or --to) live again."""
     version = rollback_version(Catalog.open(uri), to)
     _say(as_json, {"live": version}, f"version {version} is live again")
@@ -97,7 +112,10 @@ def diff(uri: Uri, old: str, new: str, as_json: AsJson = False) -> None:
     if as_json:
         _print_json(asdict(found))
         return
-    print(f"{len(found.added):,} added, {len(found.removed):,} removed, {len(found.changed):,} changed, {found.same:,} the same")
+    print(
+        f"{len(found.added):,} added, {len(found.removed):,} removed, {len(found.changed):,} changed, "
+        f"{found.same:,} the same"
+    )
     for mark, keys in (("+", found.added), ("-", found.removed), ("~", found.changed)):
         for key in keys[:_SHOWN_KEYS]:
             print(f"{mark} {key}")
@@ -123,7 +141,9 @@ def prune(
 def import_folder(
     folder: Annotated[str, typer.Argument(help="Folder in clip-retrieval's layout (img_emb/, metadata/).")],
     uri: Uri,
-    model: Annotated[str | None, typer.Option(help="open_clip model that made the embeddings; needed to search by text.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip model that made the embeddings; needed to search by text.")
+    ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Its pretrained tag or checkpoint.")] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -53,7 +53,9 @@ def search(
         if out is not None:
             _write_sheet(database, answers, out)
     if as_json:
-        print(json.dumps([{"query": title, "results": [_as_json(r, s) for r, s in found]} for title, _, found in answers]))
+        print(
+            json.dumps([{"query": title, "results": [_as_json(r, s) for r, s in found]} for title, _, found in answers])
+        )
         return
     for title, _, found in answers:
         print(title)
@@ -95,7 +97,13 @@ def _write_sheet(database: Database, answers: list[Answer], out: Path) -> None:
     for title, picture, found in answers:
         images = database.images([row.id for row, _ in found]) if found else []
         cells = [
-            SheetCell(image=image, caption=row.caption, score=score, licence=row.licence, note=row.fields.get("style", row.key))
+            SheetCell(
+                image=image,
+                caption=row.caption,
+                score=score,
+                licence=row.licence,
+                note=row.fields.get("style", row.key),
+            )
             for (row, score), image in zip(found, images, strict=True)
         ]
         sheet.append(SheetRow(title=title, query_image=picture, cells=cells))

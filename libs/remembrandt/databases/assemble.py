@@ -80,7 +80,13 @@ def assemble_rows(store: Store, steps: Ledger, schema: pa.Schema, report: RowsRe
 
 
 def assemble_vectors(
-    store: Store, builds: Store, plan: VectorPlan, dataset: lance.LanceDataset, queries_QD: NDArray[np.float32], k: int, seed: int
+    store: Store,
+    builds: Store,
+    plan: VectorPlan,
+    dataset: lance.LanceDataset,
+    queries_QD: NDArray[np.float32],
+    k: int,
+    seed: int,
 ) -> tuple[tuple[ShardInfo, ...], tuple[FileRecord, ...], Hits]:
     """Trains once on a sample, builds every shard, and finds the exact neighbours of the queries along the way.
 
@@ -125,7 +131,10 @@ def assemble_bm25(
     missing = ledger.missing(range(len(starts)))
     done = rows - sum(min(_DOCUMENTS_PER_TASK, rows - starts[n]) for n in missing)
     with Progress("bm25", rows, "documents", done=done) as progress:
-        arguments = [(store, ledger, config, index, n, starts[n], min(starts[n] + _DOCUMENTS_PER_TASK, rows), tuple(fields)) for n in missing]
+        arguments = [
+            (store, ledger, config, index, n, starts[n], min(starts[n] + _DOCUMENTS_PER_TASK, rows), tuple(fields))
+            for n in missing
+        ]
         for position, _ in run_tasks(_load_elasticsearch, arguments, num_cpus=1):
             progress.advance(arguments[position][6] - arguments[position][5])
     return loader.finish(rows), ()
@@ -161,7 +170,9 @@ def _check_keys(dataset: lance.LanceDataset) -> None:
     for batch in dataset.scanner(columns=["key"], scan_in_order=True).to_batches():
         for key in batch.column("key").to_pylist():
             if key in seen:
-                raise SourceError(f"key '{key}' occurs twice: give the items different keys, or leave one out with exclude.keys")
+                raise SourceError(
+                    f"key '{key}' occurs twice: give the items different keys, or leave one out with exclude.keys"
+                )
             seen.add(key)
 
 
@@ -223,7 +234,14 @@ def _build_embedded(store: Store, ledger: Ledger, fields: Sequence[str]) -> None
 
 
 def _load_elasticsearch(
-    store: Store, ledger: Ledger, config: Bm25Config, index: str, number: int, first: int, stop: int, fields: Sequence[str]
+    store: Store,
+    ledger: Ledger,
+    config: Bm25Config,
+    index: str,
+    number: int,
+    first: int,
+    stop: int,
+    fields: Sequence[str],
 ) -> None:
     ElasticsearchLoader(config, index).write(documents(open_rows(store), first, stop, fields))
     ledger.commit(Marker(number, (), {"documents": stop - first}))

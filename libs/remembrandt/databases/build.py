@@ -1,7 +1,8 @@
 """Builds one database version: list → embed → assemble → verify → publish.
 
-A build killed at any moment is restarted by running it again: finished blocks stay, the manifest comes last, and nothing
-is readable before it. The version's id follows from source, configuration and encoder, so the same build finds itself.
+A build killed at any moment is restarted by running it again: finished blocks stay, the manifest comes last, and
+nothing is readable before it. The version's id follows from source, configuration and encoder, so that the same build
+finds itself.
 """
 
 import getpass
@@ -126,14 +127,21 @@ def plan_build(config: BuildConfig) -> BuildPlan:
         raise ConfigError("nothing to build from: set `source`, or `base` to derive from an existing version")
     catalog = Catalog.open(config.uri)
     catalog.store.check_writable()
-    base = None if config.base is None else catalog.manifest(catalog.current() if config.base == "current" else config.base)
+    base = (
+        None
+        if config.base is None
+        else catalog.manifest(catalog.current() if config.base == "current" else config.base)
+    )
     encoder = None if config.encoder is None else resolve(config.encoder)
     source = None if config.source is None else open_source(config.source)
     _check_base(base, encoder, catalog)
     fingerprint = source.fingerprint() if source else "none"
     parts = [fingerprint, encoder.fingerprint.digest if encoder else "none", base.version if base else "none"]
     version = config.version_id(*parts)
-    blocks = [*_base_blocks(catalog, base, config), *(source.blocks(_block_size(config, source, encoder)) if source else [])]
+    blocks: list[SourceBlock | BaseRows] = [
+        *_base_blocks(catalog, base, config),
+        *(source.blocks(_block_size(config, source, encoder)) if source else []),
+    ]
     items = sum(block.stop - (block.first if isinstance(block, BaseRows) else block.start) for block in blocks)
     fields = sorted({*(source.field_names if source else ()), *(base.fields if base else ())})
     dim = base.dim if base else _dim(source, encoder)
@@ -174,7 +182,9 @@ def _assemble(config: BuildConfig, plan: BuildPlan, report: RowsReport, clock: C
     files = list(report.files)
     vectors = recall = None
     if plan.dim is not None:
-        vectors, recall, written = clock.run("vectors", lambda: _vectors(config, plan, store, builds, dataset, report.rows))
+        vectors, recall, written = clock.run(
+            "vectors", lambda: _vectors(config, plan, store, builds, dataset, report.rows)
+        )
         files += written
     index = index_name(plan.catalog.name, plan.version)
     bm25, written_bm25 = clock.run(
@@ -268,7 +278,9 @@ def _publish(config: BuildConfig, plan: BuildPlan, manifest: Manifest) -> None:
         return
     plan.catalog.publish(plan.version)
     if manifest.bm25 is not None and manifest.bm25["backend"] == "elasticsearch":
-        ElasticsearchLoader(config.bm25, index_name(manifest.name, manifest.version)).move_alias(alias_name(manifest.name))
+        ElasticsearchLoader(config.bm25, index_name(manifest.name, manifest.version)).move_alias(
+            alias_name(manifest.name)
+        )
 
 
 def _already_built(config: BuildConfig, plan: BuildPlan) -> dict[str, Any]:
@@ -300,10 +312,13 @@ def _dim(source: Source | None, encoder: ResolvedModel | None) -> int | None:
     if source is not None and source.has_embeddings:
         first = next(record for block in source.blocks(1)[:1] for record in source.read(block))
         if first.embedding is None:
-            raise SourceError(f"the source brings embeddings, but '{first.key}' has none ({first.problem or 'missing'})")
+            raise SourceError(
+                f"the source brings embeddings, but '{first.key}' has none ({first.problem or 'missing'})"
+            )
         if encoder is not None and encoder.dim != len(first.embedding):
             raise EncoderMismatchError(
-                f"the source brings {len(first.embedding)}-dimensional embeddings and encoder {encoder.name} makes {encoder.dim}: "
+                f"the source brings {len(first.embedding)}-dimensional embeddings and encoder {encoder.name} "
+                f"makes {encoder.dim}: "
                 "name the encoder that made them, or set encoder: null"
             )
         return len(first.embedding)
@@ -327,7 +342,7 @@ def _base_blocks(catalog: Catalog, base: Manifest | None, config: BuildConfig) -
 
 
 def _block_size(config: BuildConfig, source: Source, encoder: ResolvedModel | None) -> int:
-    """Items a block: as many as keep its pixels near 32 MB, so that a killed build loses little and workers hold little."""
+    """Items a block: as many as keep its pixels near 32 MB, so that a kill costs little and workers hold little."""
     if config.workers.block_size != "auto":
         return config.workers.block_size
     if encoder is None or source.has_embeddings:
@@ -355,11 +370,14 @@ def _check_failures(config: BuildConfig, report: RowsReport) -> None:
     if share > config.gate.max_failed_share:
         first = report.failures[0]
         raise SourceError(
-            f"{len(report.failures):,} of {report.items:,} items ({share:.1%}) cannot be used, e.g. {first['key']}: {first['problem']}; "
+            f"{len(report.failures):,} of {report.items:,} items ({share:.1%}) cannot be used, e.g. "
+            f"{first['key']}: {first['problem']}; "
             f"mend the source, or allow more with gate.max_failed_share (now {config.gate.max_failed_share})"
         )
     if report.rows == 0:
-        raise SourceError(f"no usable item is left of {report.items:,} ({report.excluded:,} excluded): nothing to build")
+        raise SourceError(
+            f"no usable item is left of {report.items:,} ({report.excluded:,} excluded): nothing to build"
+        )
 
 
 def _all_files(store: Store, known: list[FileRecord]) -> list[FileRecord]:
@@ -419,7 +437,10 @@ def format_report(report: dict[str, Any]) -> str:
     """The build's report for a person."""
     if report.get("dry_run"):
         return "\n".join(f"{key}: {value}" for key, value in report.items())
-    lines = [f"database {report['name']}, version {report['version']}: {report['rows']:,} rows, {format_bytes(report['bytes'])}"]
+    lines = [
+        f"database {report['name']}, version {report['version']}: {report['rows']:,} rows, "
+        f"{format_bytes(report['bytes'])}"
+    ]
     if report["failed"]:
         lines.append(f"  left out: {report['failed']:,} items (see {FAILURES})")
     if report["already_in_base"]:
@@ -427,4 +448,3 @@ def format_report(report: dict[str, Any]) -> str:
     lines += [f"  ok  {check}" for check in report["checks"]]
     lines += [f"  {stage}: {format_seconds(seconds)}" for stage, seconds in report["seconds"].items()]
     return "\n".join(lines)
-

@@ -1,7 +1,7 @@
 """Files of remote versions on this machine, and the memory of which files were found intact.
 
-Both lie below `REMEMBRANDT_CACHE` (default `~/.cache/remembrandt`). Remote files are kept under their SHA-256; a file is
-hashed once for each identity (path, size, time stamp or ETag), so that opening a large version again is quick.
+Both lie below `REMEMBRANDT_CACHE` (default `~/.cache/remembrandt`). Remote files are kept under their SHA-256; a file
+is hashed once for each identity (path, size, time stamp or ETag), so that opening a large version again is quick.
 """
 
 import hashlib
@@ -43,7 +43,9 @@ def local_file(store: Store, record: FileRecord) -> Path:
     return cached
 
 
-def check_files(store: Store, records: Iterable[FileRecord], *, hash_all: bool = False, sizes_only: bool = False) -> None:
+def check_files(
+    store: Store, records: Iterable[FileRecord], *, hash_all: bool = False, sizes_only: bool = False
+) -> None:
     """Compares the files of a version with its manifest.
 
     Args:
@@ -74,7 +76,9 @@ def check_files(store: Store, records: Iterable[FileRecord], *, hash_all: bool =
         for (record, stamp), digest in zip(todo, pool.map(lambda item: store.sha256(item[0].path), todo), strict=True):
             if digest != record.sha256:
                 stamp.unlink(missing_ok=True)
-                raise CorruptionError(f"{store.uri}/{record.path} is damaged: its SHA-256 is not the manifest's; restore it")
+                raise CorruptionError(
+                    f"{store.uri}/{record.path} is damaged: its SHA-256 is not the manifest's; restore it"
+                )
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.touch()
 

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from remembrandt.databases.manifest import CURRENT, MANIFEST, Manifest, Pointer, decode_document, digest, encode_document
+from remembrandt.databases.manifest import (
+    CURRENT,
+    MANIFEST,
+    Manifest,
+    Pointer,
+    decode_document,
+    digest,
+    encode_document,
+)
 from remembrandt.errors import CorruptionError, VersionError
 from remembrandt.storage import Store, open_store, split_uri
 
@@ -59,7 +67,9 @@ class Catalog:
         store = self.version_store(version)
         if not store.exists(MANIFEST):
             known = ", ".join(self.store.folders("versions")) or "none"
-            raise VersionError(f"version '{version}' of {self.store.uri} does not exist or was never finished (folders there: {known})")
+            raise VersionError(
+                f"version '{version}' of {self.store.uri} does not exist or was never finished (folders there: {known})"
+            )
         data = store.read(MANIFEST)
         manifest = decode_document(Manifest, data, f"{store.uri}/{MANIFEST}")
         if manifest.version != version:
@@ -74,7 +84,8 @@ class Catalog:
         manifest = self.manifest(pointer.version)
         if digest(encode_document(manifest)) != pointer.manifest_sha256:
             raise CorruptionError(
-                f"{self.version_store(pointer.version).uri}/{MANIFEST} is not the one that was published: restore it, or roll back"
+                f"{self.version_store(pointer.version).uri}/{MANIFEST} is not the one that was published: "
+                "restore it, or roll back"
             )
         return manifest
 
@@ -100,7 +111,10 @@ class Catalog:
             raise VersionError(f"nothing is published at {self.store.uri}, so there is nothing to roll back")
         target = to or next((v for v in reversed(pointer.history) if v != pointer.version), None)
         if target is None:
-            raise VersionError(f"version '{pointer.version}' of {self.store.uri} is the first that was published: there is none before it")
+            raise VersionError(
+                f"version '{pointer.version}' of {self.store.uri} is the first that was published: there is "
+                "none before it"
+            )
         manifest = self.manifest(target)
         history = tuple(v for v in pointer.history if v != target)
         new = Pointer(version=target, manifest_sha256=digest(encode_document(manifest)), history=history)

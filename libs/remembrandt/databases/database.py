@@ -37,7 +37,9 @@ class Database:
     Use `Database.open`. Search works on L2-normalised embeddings; `embeddings` gives the raw ones for conditioning.
     """
 
-    def __init__(self, store: Store, manifest: Manifest, shards: Sequence[int] | None, encoder: ImageTextEncoder | None) -> None:
+    def __init__(
+        self, store: Store, manifest: Manifest, shards: Sequence[int] | None, encoder: ImageTextEncoder | None
+    ) -> None:
         self._store, self.manifest = store, manifest
         self._shards = tuple(shards) if shards is not None else None
         self._encoder = encoder
@@ -80,7 +82,11 @@ class Database:
 
     @classmethod
     def _open(
-        cls, store: Store, manifest: Manifest, encoder: ImageTextEncoder | EncoderConfig | None, verify: Check,
+        cls,
+        store: Store,
+        manifest: Manifest,
+        encoder: ImageTextEncoder | EncoderConfig | None,
+        verify: Check,
         shards: Sequence[int] | None,
     ) -> Self:
         check_files(store, manifest.file_records, sizes_only=verify == "sizes")
@@ -125,7 +131,9 @@ class Database:
             return self._encoder
         config = self.manifest.config.get("encoder")
         if config is None:
-            raise SearchError(f"database '{self.name}' was built without an encoder: search it with BM25 or ready embeddings")
+            raise SearchError(
+                f"database '{self.name}' was built without an encoder: search it with BM25 or ready embeddings"
+            )
         encoder = open_encoder(EncoderConfig.model_validate(config))
         check_encoder(self.manifest, encoder)
         return encoder
@@ -194,7 +202,8 @@ class Database:
         """
         if self.manifest.neighbors is None:
             raise SearchError(
-                f"database '{self.name}' has no proposal: run jobs/precompute_neighbors.py, or build with `neighbors.train_set`"
+                f"database '{self.name}' has no proposal: run jobs/precompute_neighbors.py, or build with "
+                "`neighbors.train_set`"
             )
         return np.load(self._file(self.manifest.neighbors.proposal))
 
@@ -230,7 +239,10 @@ class Database:
     @cached_property
     def _bm25(self) -> Bm25Searcher:
         if self.manifest.bm25 is None:
-            raise SearchError(f"database '{self.name}' was built without BM25 (bm25.backend: none): search it by text, image or embedding")
+            raise SearchError(
+                f"database '{self.name}' was built without BM25 (bm25.backend: none): search it by text, "
+                "image or embedding"
+            )
         info = Bm25Info(**self.manifest.bm25)
         folder: Path | None = None
         for record in self.manifest.file_records:
@@ -273,7 +285,10 @@ class Database:
 
     def _check_k(self, k: int) -> None:
         if not 1 <= k <= self.num_rows:
-            raise SearchError(f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to {self.num_rows:,}")
+            raise SearchError(
+                f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to "
+                f"{self.num_rows:,}"
+            )
 
     def _check_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
         array = np.atleast_1d(np.asarray(ids, dtype=np.int64))

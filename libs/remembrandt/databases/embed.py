@@ -8,7 +8,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -57,7 +57,11 @@ class Excluded:
         """Whether the base version already has a row of this item: the whole of it, or its first patch."""
         digests = key_digests([key, patch_key(key, 0)])
         positions = np.searchsorted(self.base_keys, digests)
-        return bool((self.base_keys[np.minimum(positions, len(self.base_keys) - 1)] == digests).any()) if len(self.base_keys) else False
+        return (
+            bool((self.base_keys[np.minimum(positions, len(self.base_keys) - 1)] == digests).any())
+            if len(self.base_keys)
+            else False
+        )
 
     def base_row(self, row_id: int, key: str, group: str, licence: str) -> bool:
         """Whether a row of the base version stays out; a patch goes with its image."""
@@ -106,7 +110,9 @@ def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) 
     read = blocks.map(ReadBlock(job), num_cpus=workers.task_cpus)
     if job.encoder is not None and job.pixel_transform is not None:
         read = read.map(
-            EmbedBlock, fn_constructor_args=(job.encoder, workers.encoder_threads), **encoder_pool(workers, len(missing))
+            cast(Any, EmbedBlock),  # Ray's annotations know functions only
+            fn_constructor_args=(job.encoder, workers.encoder_threads),
+            **encoder_pool(workers, len(missing)),
         )
     written = read.map(WriteBlock(job), num_cpus=workers.task_cpus)
     with progress:
@@ -271,9 +277,7 @@ class WriteBlock:
         return {"number": number, "items": report["items"]}
 
 
-def _pack(
-    number: int, rows: pa.Table, pixels_NHWC: NDArray[np.uint8] | None, report: dict[str, Any]
-) -> dict[str, Any]:
+def _pack(number: int, rows: pa.Table, pixels_NHWC: NDArray[np.uint8] | None, report: dict[str, Any]) -> dict[str, Any]:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema) as writer:
         writer.write_table(rows)

@@ -48,7 +48,15 @@ def export_clip_retrieval(database: Database, target: Store, *, images: bool = T
     Returns:
         Number of rows written.
     """
-    columns = ["key", "caption", "group", "licence", *database.manifest.fields, "embedding", *(["image"] if images else [])]
+    columns = [
+        "key",
+        "caption",
+        "group",
+        "licence",
+        *database.manifest.fields,
+        "embedding",
+        *(["image"] if images else []),
+    ]
     with Progress("export", database.num_rows) as progress:
         for number, first in enumerate(range(0, database.num_rows, _ROWS_PER_FILE)):
             stop = min(first + _ROWS_PER_FILE, database.num_rows)

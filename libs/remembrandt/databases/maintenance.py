@@ -36,7 +36,7 @@ def rollback_version(catalog: Catalog, to: str | None = None) -> str:
 
 
 def prune_versions(catalog: Catalog, keep: int, *, dry_run: bool = False) -> Pruned:
-    """Removes all finished versions but the live one and the `keep` newest others, and versions that were never finished.
+    """Removes finished versions but the live one and the `keep` newest others, and all that were never finished.
 
     Elasticsearch indices of removed versions go with them. Run it when no build of this database is under way.
     """

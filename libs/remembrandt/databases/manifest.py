@@ -47,7 +47,7 @@ class ShardInfo(Document):
 
 
 class VectorsInfo(Document):
-    """How the vectors are indexed. Search uses L2-normalised vectors; conditioning uses the raw ones of the row store."""
+    """How the vectors are indexed. Search uses normalised vectors; conditioning the raw ones of the row store."""
 
     plan: dict[str, Any]
     metric: str = "cosine"
@@ -107,7 +107,7 @@ class Manifest(Document):
 
 
 class Pointer(Document):
-    """What `current` says: the live version, its manifest's digest, and the versions that were live before (newest last)."""
+    """What `current` says: the live version, its manifest's digest, and what was live before (newest last)."""
 
     version: str
     manifest_sha256: str
@@ -138,10 +138,13 @@ def decode_document(cls: type[DocumentT], data: bytes, place: str) -> DocumentT:
         intact = False
         body = {}
     if not intact:
-        raise CorruptionError(f"{place} is damaged (its checksum does not match): restore it, or publish another version")
+        raise CorruptionError(
+            f"{place} is damaged (its checksum does not match): restore it, or publish another version"
+        )
     if body.get("schema_version", SCHEMA_VERSION) > SCHEMA_VERSION:
         raise VersionError(
-            f"{place} has schema version {body['schema_version']}, and this Remembrandt reads up to {SCHEMA_VERSION}: upgrade it"
+            f"{place} has schema version {body['schema_version']}, and this Remembrandt reads up to "
+            f"{SCHEMA_VERSION}: upgrade it"
         )
     try:
         return cls.model_validate(body)

@@ -7,6 +7,7 @@ when it is done; the id column is added when all fragments stand in order.
 import hashlib
 import json
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +24,9 @@ from remembrandt.databases.manifest import ROWS
 from remembrandt.errors import StorageError
 from remembrandt.storage import Store
 from remembrandt.storage.ledger import FileRecord, describe_file
+
+# Ray forks before Lance is used in the child, and Lance warns of it all the same.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 BASE_COLUMNS = ("id", "key", "caption", "captions", "image", "width", "height", "box", "group", "licence", "digest")
 _SCAN_ROWS = 8192
@@ -98,8 +102,12 @@ def write_fragment(store: Store, table: pa.Table) -> tuple[dict[str, Any], tuple
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             written = write_fragments(
-                table, str(target), schema=table.schema, mode="create",
-                max_rows_per_file=max(len(table), 1), max_bytes_per_file=2**62,
+                table,
+                str(target),
+                schema=table.schema,
+                mode="create",
+                max_rows_per_file=max(len(table), 1),
+                max_bytes_per_file=2**62,
             )
         except OSError as error:
             raise _explained(error, store) from error
@@ -154,7 +162,9 @@ def take_embeddings(dataset: lance.LanceDataset, ids_N: NDArray[np.int64]) -> ND
     return embedding_matrix(table.column("embedding"))[inverse]
 
 
-def take_rows(dataset: lance.LanceDataset, ids: Sequence[int], columns: Sequence[str], fields: Sequence[str]) -> list[Row]:
+def take_rows(
+    dataset: lance.LanceDataset, ids: Sequence[int], columns: Sequence[str], fields: Sequence[str]
+) -> list[Row]:
     """Rows by id, in the order asked, with the columns asked (others keep their defaults)."""
     unique, inverse = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
     wanted = [column for column in columns if column != "id"]

@@ -178,12 +178,16 @@ class S3Store(Store):
             yield
         except NoCredentialsError:
             raise StorageError(
-                f"cannot {action} {place}: no AWS credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
+                f"cannot {action} {place}: no AWS credentials; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
             ) from None
         except ClientError as error:
             code = _code(error)
             if code in _DENIED:
-                remedy = f"the server refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                remedy = (
+                    f"the server refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, "
+                    "AWS_SECRET_ACCESS_KEY and the bucket's policy"
+                )
             elif code == "NoSuchBucket":
                 remedy = f"bucket '{self.bucket}' does not exist; create it first"
             elif code in _ABSENT:
