@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from remembrandt.databases.bm25.elastic_loader import num_shards
-from remembrandt.databases.bm25.similarity import B, K1, decode_lengths, encode_lengths, length_factors, term_weights
+from remembrandt.databases.bm25.similarity import K1, B, decode_lengths, encode_lengths, length_factors, term_weights
 
 
 def test_short_lengths_are_kept_exactly_and_long_ones_to_an_eighth():

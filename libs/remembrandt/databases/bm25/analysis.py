@@ -144,7 +144,9 @@ _EMOJI = f"(?:Z*[PG]{_IN_EMOJI}F?|M{_IN_EMOJI})"
 @cache
 def _joined_emoji() -> re.Pattern[str]:
     """Emoji held together by zero-width joiners (over class letters)."""
-    return re.compile(f"{_EMOJI}(?:Z+{_EMOJI})+")
+    # Behind anything but a selector, a modifier belongs to the emoji before it.
+    more = f"(?:Z*[PG]{_IN_EMOJI}F?|(?<=FZ)M{_IN_EMOJI})"
+    return re.compile(f"{_EMOJI}Z(?:{more}Z)*{more}")
 
 
 @cache
