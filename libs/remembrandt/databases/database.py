@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from remembrandt import encoders
 from remembrandt.configuration import nearest
 from remembrandt.data.decode import DecodeConfig, decode_image
 from remembrandt.databases.bm25 import Bm25Info, Bm25Searcher, open_bm25
@@ -22,7 +23,7 @@ from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
 from remembrandt.databases.manifest import ROWS, TRAINED_INDEX, Manifest, digest
 from remembrandt.databases.rows import BASE_COLUMNS, Row, open_rows, take_rows
 from remembrandt.databases.vectors import ShardFile, VectorIndex, VectorPlan
-from remembrandt.encoders import EncoderConfig, open_encoder
+from remembrandt.encoders import EncoderConfig
 from remembrandt.encoders.base import ImageTextEncoder, normalise
 from remembrandt.errors import EncoderMismatchError, SearchError
 from remembrandt.storage import Store
@@ -90,7 +91,7 @@ class Database:
         shards: Sequence[int] | None,
     ) -> Self:
         check_files(store, manifest.file_records, sizes_only=verify == "sizes")
-        opened = open_encoder(encoder) if isinstance(encoder, EncoderConfig) else encoder
+        opened = encoders.open_encoder(encoder) if isinstance(encoder, EncoderConfig) else encoder
         if opened is not None:
             check_encoder(manifest, opened)
         return cls(store, manifest, shards, opened)
@@ -134,7 +135,7 @@ class Database:
             raise SearchError(
                 f"database '{self.name}' was built without an encoder: search it with BM25 or ready embeddings"
             )
-        encoder = open_encoder(EncoderConfig.model_validate(config))
+        encoder = encoders.open_encoder(EncoderConfig.model_validate(config))
         check_encoder(self.manifest, encoder)
         return encoder
 

@@ -16,6 +16,7 @@ import ray
 from numpy.typing import NDArray
 from PIL import Image
 
+from remembrandt import encoders
 from remembrandt.data.decode import DecodeConfig, DecodeError, decode_image
 from remembrandt.data.patches import Patch, PatchConfig, cut_box, cut_patches, encode_patch, patch_bytes
 from remembrandt.data.records import Source, SourceBlock, SourceRecord
@@ -23,7 +24,7 @@ from remembrandt.data.sources.common import Exclusions, key_digests
 from remembrandt.databases.rows import content_digest, embedding_array, open_rows, row_schema, write_fragment
 from remembrandt.databases.workers import WorkersConfig
 from remembrandt.distributed import num_cpus, num_gpus, plain_error
-from remembrandt.encoders import EncoderConfig, open_encoder
+from remembrandt.encoders import EncoderConfig
 from remembrandt.encoders.base import PixelTransform
 from remembrandt.progress import Progress
 from remembrandt.storage import Store
@@ -241,7 +242,7 @@ class EmbedBlock:
         import torch
 
         torch.set_num_threads(threads)
-        self._encoder = open_encoder(config)
+        self._encoder = encoders.open_encoder(config)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         pixels_NHWC = _unpack_pixels(item)
