@@ -196,6 +196,10 @@ class ReadBlock:
         return _pack(number, _table(rows, job), np.stack(pixels) if pixels else None, report)
 
     def _rows_of(self, record: SourceRecord) -> Iterator[tuple[dict[str, Any], Image.Image | None]]:
+        if self._job.encoder is not None and record.image is None:
+            raise DecodeError("it has no image")
+        if self._job.encoder is None and self._job.dim is not None and record.embedding is None:
+            raise DecodeError("it has no embedding")
         if record.image is None:
             yield self._row(record, record.key, None, (0, 0), record.box), None
             return
