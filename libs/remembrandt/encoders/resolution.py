@@ -174,8 +174,9 @@ def _or_tag(tags: Sequence[str]) -> str:
 def _suggestion(name: str) -> str:
     """The nearest known name, or what a name may be."""
     hint = nearest(name, [*_shipped_names(), *open_clip.list_models()])
-    forms = "an open_clip architecture such as ViT-B-32, a folder with open_clip_config.json, or hf-hub:organisation/name"
-    return hint if hint.startswith("did you mean") else f"use mini-clip, {forms}"
+    if hint.startswith("did you mean"):
+        return hint
+    return f"use mini-clip, an architecture such as ViT-B-32, a folder with {CONFIG_FILE}, or hf-hub:organisation/name"
 
 
 def _shipped_names() -> list[str]:
@@ -221,7 +222,7 @@ def _size_pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def _architecture(model_config: dict[str, Any], vocabulary: Path | None) -> str:
-    """A readable summary and a digest of the canonical config: defaults are left out, so spelling them changes nothing."""
+    """A readable summary and a digest of the config, in which spelled defaults change nothing."""
     vision, text = CLIPVisionCfg(**model_config["vision_cfg"]), CLIPTextCfg(**model_config["text_cfg"])
     canonical = {key: value for key, value in model_config.items() if key not in ("vision_cfg", "text_cfg")}
     canonical |= {"vision_cfg": _without_defaults(vision), "text_cfg": _without_defaults(text)}

@@ -127,6 +127,7 @@ class TrainClipConfig(Config):
         preprocess: open_clip's `preprocess_cfg`, where it differs from the defaults.
         workers: Ray Train workers; the global batch is divided among them.
         gpu: whether each worker gets a GPU.
+        max_failures: how often lost workers are replaced, going on from the last checkpoint, before the job gives up.
         checkpoint_every, evaluate_every, log_every: steps. An evaluation also exports.
     """
 
@@ -142,6 +143,7 @@ class TrainClipConfig(Config):
     optimisation: OptimisationConfig = OptimisationConfig()
     workers: Positive = 1
     gpu: bool = False
+    max_failures: Annotated[int, Field(ge=0)] = 2
     checkpoint_every: Positive = 200
     evaluate_every: Positive = 1000
     log_every: Positive = 20

@@ -1,9 +1,10 @@
 """Starts a contrastive training run on Ray Train, or continues one."""
 
 import json
+import os
 from typing import Any
 
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from remembrandt.data.sources import open_source
@@ -35,6 +36,8 @@ def train_clip(config: TrainClipConfig, *, dry_run: bool = False) -> dict[str, A
     if dry_run:
         say(f"would train {config.optimisation.steps} steps on {config.workers} worker(s) and write {config.output}")
         return {"dry_run": True, "output": config.output}
+    # Workers' output comes here as it is; Ray Train's own copy of it would show every line twice.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     connect(show_workers=True)
     trainer = TorchTrainer(
         train_worker,
@@ -44,8 +47,9 @@ def train_clip(config: TrainClipConfig, *, dry_run: bool = False) -> dict[str, A
         run_config=RunConfig(
             name=config.name,
             storage_path=config.storage,
-            failure_config=FailureConfig(max_failures=2),
+            failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
