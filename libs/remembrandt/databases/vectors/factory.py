@@ -18,7 +18,7 @@ SCANN_TREE_ROWS = 100_000
 PQ_SIZES = (128, 96, 64, 48, 32, 24, 16, 8)
 ID_BYTES = 8
 LIST_ENTRY_BYTES = 24
-FILE_HEADER_BYTES = 4096
+FILE_HEADER_BYTES = 512
 
 _PATTERN = re.compile(
     r"^(?:(?P<opq>OPQ(?P<opq_m>\d+)(?:_(?P<opq_d>\d+))?|PCAR?(?P<pca_d>\d+)),)?"
@@ -72,18 +72,24 @@ class Factory:
         stored = self.stored_dim(dim)
         per_value = {"Flat": 4.0, "SQfp16": 2.0, "SQ8": 1.0, "SQ6": 0.75, "SQ4": 0.5}
         code = self.pq_m or math.ceil(stored * per_value[self.codec])
-        return code + (ID_BYTES if self.lists else 0) + self.graph_m * 9 + (16 if self.graph_m else 0)
+        return code + (ID_BYTES if self.lists else 0) + self.graph_m * 8 + (16 if self.graph_m else 0)
 
     def trained_bytes(self, dim: int) -> int:
         """Bytes of what is shared by all shards: centroids, their graph, the rotation."""
         stored = self.stored_dim(dim)
-        graph = self.lists * (self.coarse_m * 9 + 16) if self.coarse_m else 0
+        graph = self.lists * (self.coarse_m * 8 + 16) if self.coarse_m else 0
         rotation = 4 * stored * dim if self.transform else 0
-        return self.lists * 4 * stored + graph + rotation + FILE_HEADER_BYTES
+        return self.lists * 4 * stored + graph + rotation + self.code_book_bytes(dim) + FILE_HEADER_BYTES
+
+    def code_book_bytes(self, dim: int) -> int:
+        """Bytes of what decodes a row, which every shard carries."""
+        if self.pq_m:
+            return 256 * 4 * self.stored_dim(dim)
+        return 8 * self.stored_dim(dim) if self.codec in ("SQ8", "SQ6", "SQ4") else 0
 
     def index_bytes(self, rows: int, dim: int, num_shards: int) -> int:
         """Bytes of the whole index: shards, their list tables, and what they share."""
-        tables = num_shards * (self.lists * LIST_ENTRY_BYTES + FILE_HEADER_BYTES)
+        tables = num_shards * (self.lists * LIST_ENTRY_BYTES + self.code_book_bytes(dim) + FILE_HEADER_BYTES)
         return rows * self.bytes_per_row(dim) + tables + self.trained_bytes(dim)
 
 
