@@ -27,11 +27,16 @@ def connect(show_workers: bool = False) -> None:
         return
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size())
-    except (ConnectionError, RayError) as error:
-        address = os.environ.get("RAY_ADDRESS", "auto")
-        raise ServiceError(
-            f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine ({error})"
-        ) from None
+    except Exception as error:  # noqa: BLE001 - Ray raises this very class when its processes do not come up in time
+        raise _no_ray(error) from error
+
+
+def _no_ray(error: Exception) -> ServiceError:
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        return ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine")
+    reason = " ".join(str(error).split())[:200]
+    return ServiceError(f"Ray did not start on this machine ({reason}): is it overloaded? Try again, or set RAY_ADDRESS")
 
 
 def _local_size() -> dict[str, Any]:

@@ -15,4 +15,4 @@ class WorkersConfig(Config):
     encoder_cpus: float = Field(0.5, gt=0)
     encoder_gpus: float | Literal["auto"] = "auto"
     encoder_threads: int = Field(1, ge=1)
-    task_cpus: float = Field(0.25, gt=0)
+    task_cpus: float = Field(0.5, gt=0)
