@@ -27,7 +27,8 @@ else
   step "Starting Ray"
   trap 'cluster/local.sh down' EXIT
   cluster/local.sh up
-  eval "$(cluster/local.sh env)"
+  variables=$(cluster/local.sh env)
+  eval "$variables"
   step "Building the database"
   ray job submit --working-dir . -- python "${job[@]}"
   cluster/local.sh down
@@ -35,6 +36,14 @@ else
 fi
 remembrandt db show "$database"
 
-step "Searching it"
-remembrandt demo-sheets "$database" --out "$demo/sheets"
+report=$demo/sheets/report.txt
+if [ "$report" -nt "$database/current" ]; then
+  step "The sheets are there"
+  cat "$report"
+else
+  step "Searching it"
+  mkdir -p "$demo/sheets"
+  remembrandt demo-sheets "$database" --out "$demo/sheets" | tee "$report.part"
+  mv "$report.part" "$report"
+fi
 step "Done"

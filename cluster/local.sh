@@ -21,7 +21,7 @@ python=$root/.venv/bin/python
 
 fail() { echo "error: $*" >&2; exit 2; }
 remembered() { cat "$state/$1" 2>/dev/null || true; }
-runs() { [ -n "$(remembered mark)" ] && "$python" "$root/cluster/processes.py" list "$(remembered mark)" | grep -q gcs_server; }
+runs() { [ -n "$(remembered mark)" ] && "$python" "$root/cluster/processes.py" list "$(remembered mark)" | grep gcs_server > /dev/null; }
 free_port() { "$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 port_or_free() { "$python" -c 'import socket, sys; s = socket.socket(); s.bind(("127.0.0.1", int(sys.argv[1])))' "$1" 2>/dev/null && echo "$1" || free_port; }
 

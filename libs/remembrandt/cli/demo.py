@@ -11,7 +11,7 @@ import typer
 
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import Filter
-from remembrandt.evaluation.answers import cells_of
+from remembrandt.evaluation.answers import cells_of, rows_with_images
 from remembrandt.evaluation.sheets import SheetRow, write_sheet
 
 K = 10
@@ -52,9 +52,9 @@ def demo_sheets(
         drawings = read_drawings(database)
         unseen = _first_of_each_entity([d for d in drawings if d.held_out])
         sheets = {
-            "texts": ("Words → pictures", text_rows(database, unseen)),
-            "styles": ("A drawing → the same thing by other artists", style_rows(database, drawings)),
-            "keywords": ("Keywords → captions, by BM25", keyword_rows(database)),
+            "texts": ("Words to pictures", text_rows(database, unseen)),
+            "styles": ("A drawing, and the same thing by other artists", style_rows(database, drawings)),
+            "keywords": ("Keywords in captions (BM25)", keyword_rows(database)),
             "swap": ("The same words, one artist at a time", swap_rows(database, drawings)),
         }
         recall = entity_recall(database, drawings, unseen)
@@ -65,7 +65,7 @@ def demo_sheets(
         print(json.dumps({"sheets": str(out), "names": list(sheets), f"recall@{K}": recall, "queries": len(unseen)}))
         return
     print(
-        f"text → image recall@{K}, {len(unseen)} entities never trained on, among {len(drawings):,} rows: {recall:.3f}"
+        f"text to image recall@{K}, {len(unseen)} entities never trained on, among {len(drawings):,} rows: {recall:.3f}"
     )
     print(f"sheets: {out}/" + "{" + ",".join(sheets) + "}.{html,png}")
 
@@ -89,11 +89,11 @@ def style_rows(database: Database, drawings: Sequence[Drawing]) -> list[SheetRow
     """Drawings of unseen entities by one artist; only the other artists' drawings may answer."""
     queries = spread([d for d in drawings if d.held_out and d.style == QUERY_STYLE], 2 * NUM_HELD_OUT)
     others = tuple(sorted({d.style for d in drawings} - {QUERY_STYLE}))
-    ids = [d.id for d in queries]
-    hits = database.search_ids(ids, K, Filter(equals={"style": others}))
-    shown = zip(queries, database.images(ids), strict=True)
+    hits = database.search_ids([d.id for d in queries], K, Filter(equals={"style": others}))
+    shown = rows_with_images(database, [d.id for d in queries])
     return [
-        SheetRow(f"{d.caption} ({d.style})", image, cells_of(database, hits, i)) for i, (d, image) in enumerate(shown)
+        SheetRow(f"{drawing.caption} ({drawing.style})", image, cells_of(database, hits, i))
+        for i, (drawing, (_, image)) in enumerate(zip(queries, shown, strict=True))
     ]
 
 

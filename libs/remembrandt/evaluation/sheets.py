@@ -32,11 +32,6 @@ class SheetCell:
     licence: str = ""
     note: str = ""
 
-    @property
-    def small_print(self) -> str:
-        """Note and licence in one line."""
-        return " · ".join(part for part in (self.note, self.licence) if part)
-
 
 @dataclass(frozen=True)
 class SheetRow:
@@ -50,7 +45,8 @@ class SheetRow:
 def render_png(rows: Sequence[SheetRow], title: str) -> Image.Image:
     """Draws the sheet, at most ten answers a line; RGB.
 
-    A query image stands left of its answers, set apart by a line.
+    A query image stands left of its answers, set apart by a line. Pillow's own font is used, which has Latin letters
+    only; a page (`render_html`) shows every script.
     """
     columns = max((min(len(row.cells), COLUMNS) + (row.query_image is not None) for row in rows), default=1)
     width = max(2 * _MARGIN + columns * (THUMBNAIL + _GAP) + _GAP, 560)
@@ -88,7 +84,7 @@ def format_score(score: float) -> str:
 
 _TITLE_HEIGHT, _HEADING_HEIGHT = round(_TITLE * 1.9), round(_HEADING * 1.7)
 _CAPTION_HEIGHT, _SMALL_HEIGHT = round(_CAPTION * _LINE), round(_SMALL * _LINE)
-_CELL_HEIGHT = THUMBNAIL + _CAPTION_LINES * _CAPTION_HEIGHT + 2 * _SMALL_HEIGHT + 3 * _PADDING
+_CELL_HEIGHT = THUMBNAIL + _CAPTION_LINES * _CAPTION_HEIGHT + 3 * _SMALL_HEIGHT + 3 * _PADDING
 
 
 def _row_height(row: SheetRow) -> int:
@@ -126,7 +122,9 @@ def _draw_cell(sheet: Image.Image, draw: ImageDraw.ImageDraw, cell: SheetCell, l
     if cell.score is not None:
         draw.text((left, y), format_score(cell.score), _ACCENT, _font(_SMALL))
         y += _SMALL_HEIGHT
-    _text(draw, (left, y), cell.small_print, _SMALL, _MUTED, THUMBNAIL)
+    for text in filter(None, (cell.note, cell.licence)):
+        _text(draw, (left, y), text, _SMALL, _MUTED, THUMBNAIL)
+        y += _SMALL_HEIGHT
 
 
 def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, edge: str) -> None:
@@ -200,7 +198,7 @@ def _html_cell(cell: SheetCell) -> str:
     if cell.image is not None:
         picture = f'<img src="{_data_uri(cell.image)}" alt="{caption}" loading="lazy">'
     score = "" if cell.score is None else f"<b>{format_score(cell.score)}</b> "
-    small = f"<small>{score}{html.escape(cell.small_print)}</small>"
+    small = f"<small>{score}{html.escape(' · '.join(filter(None, (cell.note, cell.licence))))}</small>"
     return f'<figure>{picture}<figcaption title="{caption}"><span>{caption}</span>{small}</figcaption></figure>'
 
 
