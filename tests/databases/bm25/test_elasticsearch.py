@@ -215,7 +215,7 @@ def test_a_load_goes_on_where_a_killed_node_left_it(new_loader, elasticsearch_no
                 elasticsearch_node.kill()
             yield document
 
-    with pytest.raises(ServiceError, match="is not reachable.*run again to go on"):
+    with pytest.raises(ServiceError, match=r"is not reachable .* run again to go on"):
         loader.write(killing())
     elasticsearch_node.restart()
     loader.create(len(documents))
