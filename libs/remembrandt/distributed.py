@@ -27,16 +27,16 @@ def connect(show_workers: bool = False) -> None:
         return
     try:
         ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size())
-    except Exception as error:  # noqa: BLE001 - Ray raises this very class when its processes do not come up in time
+    except Exception as error:  # this very class is what Ray raises when its processes are late
         raise _no_ray(error) from error
 
 
 def _no_ray(error: Exception) -> ServiceError:
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        return ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to run on this machine")
+        return ServiceError(f"no Ray cluster answers at {address}: start one, or unset RAY_ADDRESS to use this machine")
     reason = " ".join(str(error).split())[:200]
-    return ServiceError(f"Ray did not start on this machine ({reason}): is it overloaded? Try again, or set RAY_ADDRESS")
+    return ServiceError(f"Ray did not start on this machine ({reason}): try again when it is less busy")
 
 
 def _local_size() -> dict[str, Any]:
