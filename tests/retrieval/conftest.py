@@ -1,12 +1,16 @@
 """A searcher that is obviously right: every score computed, every row sorted."""
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import ArrayLike, NDArray
 
+from remembrandt.configuration import parse_config
+from remembrandt.databases.build import build_database
+from remembrandt.databases.config import BuildConfig
 from remembrandt.databases.hits import PAD_ID, Filter, Hits
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import SearchError
@@ -68,3 +72,20 @@ class ExactSearcher:
 @pytest.fixture(scope="session")
 def exact_searcher() -> type[ExactSearcher]:
     return ExactSearcher
+
+
+@pytest.fixture(scope="session")
+def sharded_database(
+    emoji_like_database: str, build_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., str]:
+    """Gives the drawings, indexed another way, as a published database (nothing is embedded anew): its URI."""
+
+    def derive(**vectors: Any) -> str:
+        uri = tmp_path_factory.mktemp("sharded") / "drawings"
+        shutil.copytree(emoji_like_database, uri)
+        gate = {"recall_floor": 0.0, "recall_at": 10, "queries": 50}
+        values = {**build_values, "uri": str(uri), "source": None, "base": "current", "vectors": vectors, "gate": gate}
+        build_database(parse_config(BuildConfig, values, "test"))
+        return str(uri)
+
+    return derive

@@ -1,6 +1,8 @@
 """Choosing what a picture is painted from: sampling strategies, and live retrieval from many processes."""
 
 from remembrandt.retrieval.conditioning import Conditioning
+from remembrandt.retrieval.pool import PoolConfig, RetrievalPool
+from remembrandt.retrieval.prefetch import Prefetched, Prefetcher
 from remembrandt.retrieval.proposal import ProposalTable, proposal_table
 from remembrandt.retrieval.registry import (
     STRATEGIES,
@@ -15,8 +17,12 @@ from remembrandt.retrieval.searcher import Searcher
 __all__ = [
     "STRATEGIES",
     "Conditioning",
+    "PoolConfig",
+    "Prefetched",
+    "Prefetcher",
     "ProposalTable",
     "Queries",
+    "RetrievalPool",
     "Searcher",
     "Strategy",
     "StrategyConfig",

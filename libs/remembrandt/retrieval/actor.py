@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.catalog import Catalog
-from remembrandt.databases.database import Check, Database
+from remembrandt.databases.database import Check
 from remembrandt.databases.hits import Filter, Hits
 from remembrandt.databases.manifest import MANIFEST, digest, encode_document
 from remembrandt.databases.rows import Row
+from remembrandt.databases.vectors.shards import Effort
 from remembrandt.errors import VersionError
+from remembrandt.retrieval.shards import Look, ShardDatabase
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class DatabaseActor:
     def __init__(self, pin: Pin, shards: tuple[int, ...] | None, check_seconds: float) -> None:
         self._pin, self._shards, self._check_seconds = pin, shards, check_seconds
         self._lock = threading.Lock()
-        self._opened: Database | None = None
+        self._opened: ShardDatabase | None = None
         self._looked = 0.0
 
     def open(self, verify: Check) -> int:
@@ -50,9 +52,17 @@ class DatabaseActor:
         self._database(verify)
         return os.getpid()
 
-    def search_embeddings(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
-        """`Database.search_embeddings` over this actor's shards."""
-        return self._database().search_embeddings(queries_BD, k, where)
+    def look(self, queries_BD: NDArray[np.float32], m: int, effort: Effort, where: Filter | None) -> Look:
+        """`ShardDatabase.look`."""
+        return self._database().look(queries_BD, m, effort, where)
+
+    def count(self, where: Filter) -> int:
+        """`ShardDatabase.count`."""
+        return self._database().count(where)
+
+    def search_few(self, queries_BD: NDArray[np.float32], k: int, where: Filter) -> Hits:
+        """`ShardDatabase.search_few`."""
+        return self._database().search_few(queries_BD, k, where)
 
     def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None) -> Hits:
         """`Database.search_bm25`."""
@@ -70,7 +80,7 @@ class DatabaseActor:
         """`Database.proposal`."""
         return self._database().proposal()
 
-    def _database(self, verify: Check = "sizes") -> Database:
+    def _database(self, verify: Check = "sizes") -> ShardDatabase:
         with self._lock:
             if self._opened is None:
                 self._opened = self._open(verify)
@@ -81,9 +91,9 @@ class DatabaseActor:
                 self._looked = time.monotonic()
             return self._opened
 
-    def _open(self, verify: Check) -> Database:
+    def _open(self, verify: Check) -> ShardDatabase:
         pin = self._pin
-        database = Database.open(pin.uri, version=pin.version, verify=verify, shards=self._shards or ())
+        database = ShardDatabase.open(pin.uri, version=pin.version, verify=verify, shards=self._shards or ())
         if digest(encode_document(database.manifest)) != pin.manifest_sha256:
             raise VersionError(
                 f"version '{pin.version}' of {pin.uri} is not the one that this pool was started with: {_REMEDY}"

@@ -24,14 +24,14 @@ from remembrandt.databases.hits import Filter, Hits
 from remembrandt.databases.manifest import Manifest, digest, encode_document
 from remembrandt.databases.rows import Row
 from remembrandt.distributed import connect, plain_error
+from remembrandt.encoders.base import normalise
 from remembrandt.errors import SearchError, ServiceError
 from remembrandt.progress import say
 from remembrandt.retrieval.actor import Pin
+from remembrandt.retrieval.fan_out import FanOut
 from remembrandt.retrieval.members import Group, Member
 
 ResultT = TypeVar("ResultT")
-
-_INLINE_BYTES = 100_000
 
 
 class PoolConfig(Config):
@@ -94,6 +94,7 @@ class RetrievalPool:
         self._vectors = [self._group(n, shards) for n, shards in enumerate(self._deal)]
         self._texts = [self._group("bm25", None)] if manifest.bm25 is not None or not self._vectors else []
         self._any = Group("rows", [m for group in (self._vectors or self._texts) for m in group.members])
+        self._fan_out = FanOut(manifest.vectors, self._vectors, self._any) if manifest.vectors else None
         self._unfinished, self._lock = 0, threading.Lock()
         self._loop = asyncio.new_event_loop()
         self._slots = asyncio.Semaphore(config.max_in_flight)
@@ -190,9 +191,17 @@ class RetrievalPool:
 
     def submit_search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Future[Hits]:
         """`search_embeddings` without waiting."""
-        if not self._vectors:
+        if self._fan_out is None:
             raise SearchError(f"database '{self.name}' has no vector index: search it with BM25")
-        return self._submit(self._search(np.asarray(queries_BD, dtype=np.float32), k, where))
+        queries = np.atleast_2d(np.asarray(queries_BD, dtype=np.float32))
+        if queries.shape[1] != self.dim:
+            raise SearchError(f"queries have {queries.shape[1]} dimensions, and database '{self.name}' has {self.dim}")
+        if not 1 <= k <= self.num_rows:
+            raise SearchError(
+                f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to "
+                f"{self.num_rows:,}"
+            )
+        return self._submit(self._fan_out.search(normalise(queries), k, where or None))
 
     def submit_search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Future[Hits]:
         """`search_bm25` without waiting."""
@@ -228,13 +237,6 @@ class RetrievalPool:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    async def _search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
-        # What Ray does not send inline it would store once a group.
-        shared = ray.put(queries_BD) if queries_BD.nbytes > _INLINE_BYTES and len(self._vectors) > 1 else queries_BD
-        async with asyncio.TaskGroup() as tasks:
-            parts = [tasks.create_task(group.ask("search_embeddings", shared, k, where)) for group in self._vectors]
-        return Hits.merge([part.result() for part in parts], k) if len(parts) > 1 else parts[0].result()
 
     async def _ask_one(self, group: Group, method: str, *arguments: Any) -> Any:
         return await group.ask(method, *arguments)

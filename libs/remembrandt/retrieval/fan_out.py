@@ -1,0 +1,76 @@
+"""Vector search over groups of actors: questions out to a member of every group, looks back. Runs in the pool's loop.
+
+Letters in names: B queries, D embedding, K results, N rows.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+
+from remembrandt.databases.hits import Filter, Hits
+from remembrandt.databases.manifest import VectorsInfo
+from remembrandt.databases.vectors.exact import stack_hits
+from remembrandt.retrieval.members import Group
+from remembrandt.retrieval.shards import RemoteIndex, Search, padding
+
+_INLINE_BYTES = 100_000
+_COUNTS_KEPT = 256
+
+
+class FanOut:
+    """Searches the shards of all groups as one index.
+
+    Args:
+        info: plan and shards of the version.
+        groups: together they have every shard once.
+        anyone: for questions that any actor can answer.
+    """
+
+    def __init__(self, info: VectorsInfo, groups: Sequence[Group], anyone: Group) -> None:
+        self._index, self._groups, self._anyone = RemoteIndex(info), groups, anyone
+        self._counts: dict[Filter, int] = {}
+
+    async def search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
+        """As `VectorIndex.search`, of normalised queries."""
+        available = self._index.rows if where is None else await self._count(where)
+        if not len(queries_BD) or not available:
+            return padding(len(queries_BD), k)
+        if where is not None and self._index.is_few(available):
+            few: Hits = await self._anyone.ask("search_few", queries_BD, k, where)
+            return few
+        step = self._index.queries_at_once(k, available)
+        runs = [queries_BD[i : i + step] for i in range(0, len(queries_BD), step)]
+        async with asyncio.TaskGroup() as tasks:
+            parts = [
+                tasks.create_task(self._carry(self._index.search_remotely(run_BD, k, available), where))
+                for run_BD in runs
+            ]
+        return stack_hits([part.result() for part in parts])
+
+    async def _carry(self, search: Search, where: Filter | None) -> Hits:
+        """Carries the questions of one search to every group, and the looks back."""
+        question = next(search)
+        while True:
+            # What Ray does not send inline it would store once a group.
+            large = question.queries_BD.nbytes > _INLINE_BYTES and len(self._groups) > 1
+            queries = ray.put(question.queries_BD) if large else question.queries_BD
+            arguments = (queries, question.m, question.effort, where)
+            async with asyncio.TaskGroup() as tasks:
+                asked = [tasks.create_task(group.ask("look", *arguments)) for group in self._groups]
+            try:
+                question = search.send([task.result() for task in asked])
+            except StopIteration as end:
+                hits: Hits = end.value
+                return hits
+
+    async def _count(self, where: Filter) -> int:
+        """How many rows a filter allows; a version never changes, so it is asked once."""
+        if where not in self._counts:
+            count: int = await self._anyone.ask("count", where)
+            while len(self._counts) >= _COUNTS_KEPT:
+                self._counts.pop(next(iter(self._counts)))
+            self._counts[where] = count
+        return self._counts[where]
