@@ -131,9 +131,10 @@ def test_without_faiss_one_line_says_what_to_install():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
-    assert done.stdout.splitlines() == [
-        "ConfigError FAISS is not installed: install remembrandt[cpu], or remembrandt[gpu] on a machine with an NVIDIA GPU"
-    ]
+    assert done.stdout == (
+        "ConfigError FAISS is not installed: install remembrandt[cpu], "
+        "or remembrandt[gpu] on a machine with an NVIDIA GPU\n"
+    )
 
 
 @pytest.mark.skipif(faiss.get_num_gpus() > 0, reason="this machine has a GPU")

@@ -16,6 +16,7 @@ from remembrandt.errors import ConfigError
         (1_000_000, 512, 2e8, "OPQ128_512,IVF4096,PQ128"),
         (1_000_000, 512, 1e8, "OPQ64_256,IVF4096,PQ64"),
         (20_000_000, 768, 8e9, "OPQ128_512,IVF65536_HNSW32,PQ128"),
+        (100_000_000, 512, 20e9, "OPQ128_512,IVF262144_HNSW32,PQ128"),
         (1_000_000_000, 512, 100e9, "OPQ64_256,IVF1048576_HNSW32,PQ64"),
     ],
 )
@@ -28,7 +29,7 @@ def test_the_most_precise_factory_that_fits_is_chosen(rows, dim, memory, factory
 def test_a_budget_that_none_fits_gives_the_smallest():
     chosen, fits = choose_factory(1_000_000, 512, 1_000_000, num_shards=8)
 
-    assert (chosen.text, fits) == ("OPQ8_32,IVF4096,PQ8", False)
+    assert (chosen.text, fits) == ("OPQ32_128,IVF4096,PQ32", False)
 
 
 def test_lists_grow_with_rows_and_are_powers_of_two():

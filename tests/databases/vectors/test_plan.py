@@ -15,7 +15,7 @@ def test_every_plan_covers_all_rows_and_can_be_trained(rows, dim, memory):
     plan = plan_vectors(rows, dim, VectorConfig(memory_budget=memory), over_budget=True)
 
     assert (plan.num_shards - 1) * plan.shard_rows < rows <= plan.num_shards * plan.shard_rows
-    assert plan.num_shards <= 256
+    assert plan.num_shards <= 64
     assert plan.train_rows <= rows
     assert plan.memory_bytes >= rows * plan.bytes_per_row
 

@@ -22,7 +22,7 @@ class VectorConfig(Config):
         factory: `auto` chooses from row count and `memory_budget`; anything else is a FAISS index factory string, such
             as `Flat`, `IVF4096,SQ8` or `OPQ64_256,IVF65536_HNSW32,PQ64`.
         memory_budget: what all shards of the index together may occupy once they are resident, such as `8GB`.
-        shard_rows: rows a shard; `auto` keeps shards between 125,000 rows and as many as make 256 shards.
+        shard_rows: rows a shard; `auto` makes at most 64 shards, of at least 125,000 rows.
         train_rows: rows of the sample that centroids and codes are trained on.
         rerank: candidates fetched from the row store per requested result and scored exactly; 0 turns it off.
         device: `auto` uses GPUs where FAISS sees them; `gpu` insists.

@@ -8,6 +8,7 @@ Letters in names: B queries, D embedding, M candidates, N rows, K results.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,12 +104,12 @@ def stack_hits(parts: list[Hits]) -> Hits:
 
 
 def _candidates(
-    faiss: object, queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int
+    faiss: Any, queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
     """Enough of the nearest rows that none outside them can tie with the k-th."""
     m = min(len(vectors_ND), k + SLACK)
     while True:
-        scores, ids = faiss.knn(queries_BD, vectors_ND, m, metric=faiss.METRIC_INNER_PRODUCT)  # type: ignore[attr-defined]
+        scores, ids = faiss.knn(queries_BD, vectors_ND, m, metric=faiss.METRIC_INNER_PRODUCT)
         if m == len(vectors_ND) or np.all(scores[:, -1] < scores[:, k - 1] - TIE_MARGIN):
-            return ids.astype(np.int64)  # type: ignore[no-any-return]
+            return ids.astype(np.int64)
         m = min(len(vectors_ND), 4 * m)

@@ -144,7 +144,7 @@ def num_lists(rows: int) -> int:
 
     More above ten million rows, where training more centroids is worth the shorter lists.
     """
-    if rows >= 100_000_000:
+    if rows >= 300_000_000:
         return 1_048_576
     if rows >= 30_000_000:
         return 262_144
@@ -162,13 +162,14 @@ def factories_for(rows: int, dim: int) -> list[str]:
     """Factories that suit a row count, from the most precise to the smallest.
 
     Half-precision codes replace full-precision ones above `FLAT_ROWS`: the row store holds fp16 too, recall differs
-    by less than 0.0002, and half the memory is read a query.
+    by less than 0.0002, and half the memory is read a query. Product codes below one byte for 16 dimensions are left
+    out: too few of the nearest rows are among the candidates that are ranked again.
     """
     if rows <= FLAT_ROWS:
         return ["Flat"]
     lists = num_lists(rows)
     coarse = f"IVF{lists}_HNSW32" if lists >= HNSW_LISTS else f"IVF{lists}"
-    sizes = [m for m in PQ_SIZES if 4 * m <= dim]
+    sizes = [m for m in PQ_SIZES if 4 * m <= dim <= 16 * m] or [PQ_SIZES[-1]]
     quantised = [f"OPQ{m}_{4 * m},{coarse},PQ{m}" for m in sizes]
     return [f"{coarse},SQfp16", f"{coarse},SQ8", *quantised]
 

@@ -16,10 +16,13 @@ from remembrandt.errors import ConfigError
 from remembrandt.progress import format_bytes
 
 MIN_SHARD_ROWS = 125_000
-MAX_SHARDS = 256
+MAX_SHARDS = 64
 PQ_RERANK = 10
 PQ_TRAIN_ROWS = 20_000
 SQ_TRAIN_ROWS = 10_000
+MANY_TRAIN_ROWS = 10_000_000
+"""Training holds its sample in the memory of one machine: above this, fewer rows a list have to do."""
+LEAST_TRAIN_ROWS_PER_LIST = 16
 START_NPROBE = 16
 EF_SEARCH = 64
 
@@ -90,7 +93,8 @@ def _train_rows(factory: Factory, rows: int, config: VectorConfig) -> int:
         wanted = max(config.train_rows, factory.lists)
     else:
         codes = PQ_TRAIN_ROWS if factory.pq_m or factory.transform else SQ_TRAIN_ROWS
-        wanted = max(factory.lists * TRAIN_ROWS_PER_LIST, codes)
+        enough = max(MANY_TRAIN_ROWS, factory.lists * LEAST_TRAIN_ROWS_PER_LIST)
+        wanted = max(min(factory.lists * TRAIN_ROWS_PER_LIST, enough), codes)
     return min(rows, wanted)
 
 

@@ -11,6 +11,7 @@ import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -133,7 +134,8 @@ def _pack(searcher: Any, target: Path) -> None:
     except (OSError, RuntimeError) as error:
         raise StorageError(f"cannot write {target} ({error}): check space and permissions") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _unpack(path: Path) -> Any:

@@ -162,7 +162,7 @@ class FlatShard:
 
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """Stored vectors (N, D) of a full-precision shard."""
-        return self._index.reconstruct_batch(np.ascontiguousarray(positions_N))  # type: ignore[no-any-return]
+        return self._index.reconstruct_batch(np.ascontiguousarray(positions_N))
 
 
 class GraphShard:
@@ -177,9 +177,9 @@ class GraphShard:
         faiss = import_faiss()
         if probe.effort.everything:
             params = faiss.SearchParameters(sel=_selector(selection)) if selection else None
-            return self._rows.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
+            return self._rows.search(probe.queries_BD, m, params=params)
         params = faiss.SearchParametersHNSW(efSearch=max(probe.effort.ef_search, m), sel=_selector(selection))
-        return self._index.search(probe.queries_BD, m, params=params)  # type: ignore[no-any-return]
+        return self._index.search(probe.queries_BD, m, params=params)
 
 
 class _GpuCopy:
@@ -195,7 +195,7 @@ class _GpuCopy:
         return max(m, nprobe) <= self.LIMIT
 
     def search(self, queries_BD: NDArray[np.float32], m: int, params: Any | None) -> Candidates:
-        return self._index.search(queries_BD, m, params=params)  # type: ignore[no-any-return]
+        return self._index.search(queries_BD, m, params=params)
 
 
 class Mask:

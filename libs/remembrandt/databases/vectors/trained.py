@@ -6,6 +6,7 @@ lists and code books without the centroids, so that a thousand shards do not car
 
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,8 @@ def write_index(index: Any, target: Path) -> None:
     except (RuntimeError, OSError) as error:
         raise StorageError(f"cannot write {target} ({_reason(error)}): check space and permissions") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def _reason(error: Exception) -> str:

@@ -63,7 +63,7 @@ def recall_at(found: Hits, truth: Hits, k: int) -> NDArray[np.float64]:
     true_ids = truth.ids[:, :k]
     hit = (found.ids[:, :k, None] == true_ids[:, None, :]) & (true_ids[:, None, :] != PAD_ID)
     wanted = np.maximum((true_ids != PAD_ID).sum(axis=1), 1)
-    return hit.any(axis=1).sum(axis=1) / wanted  # type: ignore[no-any-return]
+    return hit.any(axis=1).sum(axis=1) / wanted
 
 
 def tune(
