@@ -154,3 +154,16 @@ def test_relative_vocabulary_that_is_missing_is_named(vit_folder: Path, tmp_path
     (folder / "open_clip_config.json").write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="vocabulary"):
         fingerprint_of(EncoderConfig(model=str(folder)))
+
+
+@pytest.mark.parametrize(
+    "config", [{"model": "hf-hub:nobody/nothing"}, {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"}]
+)
+def test_weights_that_cannot_be_downloaded_are_one_clear_line(
+    config: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    message = error_of(**config)
+    assert message.startswith(f"cannot download weights of {config['model']}")
+    assert "give a local folder or checkpoint" in message

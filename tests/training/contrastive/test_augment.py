@@ -7,16 +7,8 @@ from remembrandt.training.contrastive.config import AugmentationConfig
 
 STILL = AugmentationConfig(
     zoom=(1, 1),
-    aspect=0,
-    rotate=0,
-    flip=0,
-    brightness=0,
-    contrast=0,
-    saturation=0,
-    hue=0,
-    grey=0,
-    background=0,
-    erase=0,
+    **dict.fromkeys(("aspect", "rotate", "flip", "brightness", "contrast", "saturation", "hue", "grey"), 0),
+    **dict.fromkeys(("background", "outline", "erase"), 0),
 )
 
 
@@ -70,6 +62,15 @@ def test_backgrounds_are_replaced_around_the_object_only() -> None:
         x_BCHW[:, :, 16, 16], torch.tensor([200, 30, 30]).div(255).expand(32, 3), rtol=0, atol=1e-3
     )
     assert x_BCHW[:, :, 2, 2].std(dim=0).min() > 0.1
+
+
+def test_outlines_are_black_where_colours_meet() -> None:
+    x_BCHW = run(STILL.model_copy(update={"outline": 1.0}))
+    darkest_B = x_BCHW.amax(dim=1).amin(dim=(1, 2))
+    assert darkest_B.max() < 0.25
+    line_drawings_B = x_BCHW[:, 1, 16, 16] > 0.9
+    assert 0 < line_drawings_B.sum() < len(line_drawings_B) * 0.6
+    torch.testing.assert_close(x_BCHW[:, :, 1, 1], torch.ones(32, 3), rtol=0, atol=1e-3)
 
 
 def test_erasing_changes_part_of_the_image() -> None:

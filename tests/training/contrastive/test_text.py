@@ -11,7 +11,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from remembrandt.errors import ConfigError
 from remembrandt.training.contrastive.teacher import read_phrases
 from remembrandt.training.contrastive.text import encode_text_trimmed, principal_axes, project
-from remembrandt.training.contrastive.vocabulary import vocabulary_size, write_vocabulary
+from remembrandt.training.contrastive.vocabulary import write_vocabulary
 
 WORDS = ["umbrella with rain drops", "see-no-evil monkey", "a lighthouse", "umbrella stand", "rainbow"]
 
@@ -20,7 +20,7 @@ def test_kept_words_are_cut_as_the_full_tokenizer_cuts_them(tmp_path: Path) -> N
     file = tmp_path / "merges.txt.gz"
     write_vocabulary([(word, 1) for word in WORDS], 120, file)
     small, full = SimpleTokenizer(bpe_path=str(file)), SimpleTokenizer()
-    assert small.vocab_size <= vocabulary_size(120)
+    assert small.vocab_size <= 512 + 120 + 2
     for word in WORDS:
         assert [small.decoder[token] for token in small.encode(word)] == [
             full.decoder[token] for token in full.encode(word)

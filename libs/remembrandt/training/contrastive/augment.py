@@ -28,6 +28,8 @@ def augment(
     # Padding is zero, so images are sampled as their distance from white.
     x_BCHW = 1 - F.grid_sample(1 - x_BCSS, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     x_BCHW = _vary_colours(x_BCHW, config, generator)
+    if config.outline:
+        x_BCHW = _outline(x_BCHW, config.outline, generator)
     return _erase(x_BCHW, config.erase, generator).clamp_(0, 1)
 
 
@@ -95,6 +97,25 @@ def _outer_white(x_BCSS: torch.Tensor) -> torch.Tensor:
         right = wall.flip(axis).cumsum(dim=axis).flip(axis)
         seen = seen * torch.minimum(left, right)
     return (seen == 0).float()
+
+
+def _outline(x_BCHW: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:
+    """Inks the edges of some of the images, as artists who draw contours do; a third of these become line drawings."""
+    size = len(x_BCHW)
+    chosen = torch.rand(size, generator=generator) < probability
+    lines_only_B = torch.rand(size, generator=generator) < 1 / 3
+    strength_B = _uniform(size, 1.5, 5.0, generator)
+    if not chosen.any():
+        return x_BCHW
+    x = x_BCHW[chosen]
+    grey = x.mean(dim=1, keepdim=True)
+    # The range of grey within three pixels: dilation minus erosion.
+    edges = F.max_pool2d(grey, 3, stride=1, padding=1) + F.max_pool2d(-grey, 3, stride=1, padding=1)
+    ink = (edges * strength_B[chosen].view(-1, 1, 1, 1)).clamp(0, 1)
+    paper = torch.where(lines_only_B[chosen].view(-1, 1, 1, 1), torch.ones(()), x)
+    x_BCHW = x_BCHW.clone()
+    x_BCHW[chosen] = paper * (1 - ink)
+    return x_BCHW
 
 
 def _erase(x_BCHW: torch.Tensor, probability: float, generator: torch.Generator) -> torch.Tensor:

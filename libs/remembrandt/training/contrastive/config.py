@@ -65,6 +65,7 @@ class AugmentationConfig(Config):
         hue: rotation of the colour circle in degrees.
         grey: probability that colours are removed.
         background: probability that white background is replaced by a plain colour.
+        outline: probability that edges are drawn in black; a third of these images keep nothing else.
         erase: probability that a rectangle is blotted out.
     """
 
@@ -78,6 +79,7 @@ class AugmentationConfig(Config):
     hue: float = 12.0
     grey: Fraction = 0.08
     background: Fraction = 0.3
+    outline: Fraction = 0.3
     erase: Fraction = 0.25
 
 
@@ -123,7 +125,7 @@ class TrainClipConfig(Config):
         storage: path or URI for checkpoints.
         output: path for the finished model, an open_clip folder.
         model: open_clip's `model_cfg`; `vocab_size` and the tokenizer follow from `num_merges`.
-        num_merges: BPE merges kept of CLIP's vocabulary; None keeps it whole.
+        num_merges: at most so many BPE merges of CLIP's vocabulary are kept; None keeps it whole.
         preprocess: open_clip's `preprocess_cfg`, where it differs from the defaults.
         workers: Ray Train workers; the global batch is divided among them.
         gpu: whether each worker gets a GPU.

@@ -95,8 +95,8 @@ def set_up(config: TrainClipConfig, device: torch.device, local_rank: int) -> Wo
     captions = _captions(pairs, config)
     phrases = _phrases(config.distillation)
     merges = _first_on_node(local_rank, lambda: _vocabulary(config, phrases, captions))
-    model_config = _complete(config.model, merges, config.num_merges)
-    tokenizer = _tokenizer(model_config, merges)
+    tokenizer = _tokenizer(config.model, merges)
+    model_config = _complete(config.model, tokenizer, merges)
     torch.manual_seed(config.seed)
     model = _build(model_config)
     lessons = None
@@ -145,22 +145,18 @@ def _vocabulary(config: TrainClipConfig, phrases: list[str], captions: list[str]
     return file
 
 
-def _complete(model_config: dict[str, Any], merges: Path | None, num_merges: int | None) -> dict[str, Any]:
-    """The model config with the vocabulary's size and place."""
-    completed = copy.deepcopy(model_config)
-    if merges is not None and num_merges is not None:
-        completed["text_cfg"]["vocab_size"] = vocabulary.vocabulary_size(num_merges)
-        completed["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": vocabulary.FILE_NAME}
-    return completed
-
-
 def _tokenizer(model_config: dict[str, Any], merges: Path | None) -> SimpleTokenizer:
     context = model_config["text_cfg"].get("context_length", 77)
-    tokenizer = SimpleTokenizer(context_length=context, **({"bpe_path": str(merges)} if merges else {}))
-    expected = model_config["text_cfg"].get("vocab_size", 49408)
-    if tokenizer.vocab_size != expected:
-        raise ConfigError(f"the corpus gives {tokenizer.vocab_size} tokens instead of {expected}: lower num_merges")
-    return tokenizer
+    return SimpleTokenizer(context_length=context, **({"bpe_path": str(merges)} if merges else {}))
+
+
+def _complete(model_config: dict[str, Any], tokenizer: SimpleTokenizer, merges: Path | None) -> dict[str, Any]:
+    """The model config with the vocabulary's size and place."""
+    completed = copy.deepcopy(model_config)
+    completed["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+    if merges is not None:
+        completed["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": vocabulary.FILE_NAME}
+    return completed
 
 
 def _taught_file(

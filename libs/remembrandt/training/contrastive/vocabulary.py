@@ -14,13 +14,6 @@ import regex
 from open_clip.tokenizer import SimpleTokenizer
 
 FILE_NAME = "bpe_merges.txt.gz"
-NUM_BYTE_TOKENS = 512
-NUM_SPECIAL_TOKENS = 2
-
-
-def vocabulary_size(num_merges: int) -> int:
-    """Tokens of a tokenizer with so many merges: bytes, bytes at a word's end, merges, start and end of text."""
-    return NUM_BYTE_TOKENS + num_merges + NUM_SPECIAL_TOKENS
 
 
 def write_vocabulary(weighted_phrases: Iterable[tuple[str, int]], num_merges: int, file: Path) -> None:
