@@ -13,8 +13,10 @@ database=$demo/databases/emoji
 job=(jobs/build_index.py --config jobs/configs/build_index/emoji.yaml uri="$database" source.uri="$demo/data/emoji")
 
 step() { printf '\n== %s (%d s)\n' "$1" "$SECONDS" >&2; }
+# Nothing that the database is made of has changed since; if anything has, the job itself says whether it matters.
 is_built() {
   [ -e "$database/current" ] || return 1
+  [ -n "$(find "$demo/data/emoji/dataset.json" jobs libs -newer "$database/current" -not -name '*.pyc' -type f -print -quit)" ] || return 0
   python "${job[@]}" --dry-run --json 2> /dev/null | python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["already_built"])'
 }
 
@@ -34,7 +36,6 @@ else
   cluster/local.sh down
   trap - EXIT
 fi
-remembrandt db show "$database"
 
 report=$demo/sheets/report.txt
 if [ "$report" -nt "$database/current" ]; then
@@ -43,7 +44,7 @@ if [ "$report" -nt "$database/current" ]; then
 else
   step "Searching it"
   mkdir -p "$demo/sheets"
-  remembrandt demo-sheets "$database" --out "$demo/sheets" | tee "$report.part"
+  { remembrandt db show "$database" && remembrandt demo-sheets "$database" --out "$demo/sheets"; } | tee "$report.part"
   mv "$report.part" "$report"
 fi
 step "Done"
