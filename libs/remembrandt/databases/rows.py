@@ -43,7 +43,7 @@ class Row:
     """
 
     id: int
-    key: str
+    key: str = ""
     caption: str = ""
     captions: tuple[str, ...] = ()
     image: bytes | None = None
