@@ -22,6 +22,7 @@ import remembrandt
 from remembrandt.data.records import Source, SourceBlock
 from remembrandt.data.sources import open_source
 from remembrandt.data.sources.common import Exclusions, key_digests
+from remembrandt.databases.accounting import compare_with_plan, plan_build_capacity
 from remembrandt.databases.assemble import RowsReport, assemble_bm25, assemble_rows, assemble_vectors, collect_blocks
 from remembrandt.databases.bm25 import ElasticsearchLoader
 from remembrandt.databases.cache import check_files, local_file
@@ -102,10 +103,14 @@ def build_database(config: BuildConfig, *, dry_run: bool = False) -> dict[str, A
     _check_services(config)
     connect()
     clock = Clock()
+    capacity = plan_build_capacity(config, plan.source, plan.items, plan.dim)
     owner = _Owner(plan.catalog.build_store(plan.version))
     report = clock.run("embed", lambda: _embed(config, plan))
     owner.check()
     manifest = _assemble(config, plan, report, clock)
+    compared = compare_with_plan(capacity, manifest, clock.seconds)
+    planned = capacity.to_json() if capacity else {}
+    manifest = manifest.model_copy(update={"planned": planned, "actual": {"seconds": dict(clock.seconds)}})
     if config.neighbors is not None:
         manifest = clock.run("neighbors", lambda: _with_neighbors(config, plan, manifest))
     owner.check()
@@ -114,7 +119,7 @@ def build_database(config: BuildConfig, *, dry_run: bool = False) -> dict[str, A
     store.write(MANIFEST, encode_document(manifest))
     _publish(config, plan, manifest)
     plan.catalog.store.delete_tree(f"builds/{plan.version}")
-    return _report(manifest, checked.checks, clock, report)
+    return {**_report(manifest, checked.checks, clock, report), "compared_with_plan": compared}
 
 
 def plan_build(config: BuildConfig) -> BuildPlan:
@@ -446,5 +451,6 @@ def format_report(report: dict[str, Any]) -> str:
     if report["already_in_base"]:
         lines.append(f"  kept from the base: {report['already_in_base']:,} items were there already")
     lines += [f"  ok  {check}" for check in report["checks"]]
+    lines += [f"  plan  {line}" for line in report.get("compared_with_plan", [])]
     lines += [f"  {stage}: {format_seconds(seconds)}" for stage, seconds in report["seconds"].items()]
     return "\n".join(lines)
