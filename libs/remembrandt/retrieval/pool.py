@@ -216,9 +216,9 @@ class RetrievalPool:
         """`rows` without waiting."""
         return self._submit(self._ask_one(self._any, "rows", np.asarray(ids, dtype=np.int64), columns))
 
-    def pids(self) -> list[int]:
-        """Process ids of all actors, waiting for those that are restarting."""
-        return [pid for pid, _ in self._run(self._open_all())]
+    def actors(self) -> dict[str, int]:
+        """Process id of every actor by its name in Ray, once all are ready (those that restart are waited for)."""
+        return self._run(self._open_all())
 
     def close(self) -> None:
         """Ends the actors (if this pool started them) and gives up what is still under way."""
@@ -241,16 +241,13 @@ class RetrievalPool:
     async def _ask_one(self, group: Group, method: str, *arguments: Any) -> Any:
         return await group.ask(method, *arguments)
 
-    async def _open_all(self) -> list[tuple[int, str]]:
-        """Opens every actor: the first one checks the files, the others trust it; [(pid, actor)]."""
+    async def _open_all(self) -> dict[str, int]:
+        """Opens every actor: the first one checks the files, the others trust it."""
         first, *others = self._members()
-        opened = [await first.open(self._config.verify)]
+        pids = {first.name: await first.open(self._config.verify)}
         async with asyncio.TaskGroup() as tasks:
-            more = [tasks.create_task(member.open("sizes")) for member in others]
-        return [
-            (pid, member.name)
-            for pid, member in zip([*opened, *(task.result() for task in more)], [first, *others], strict=True)
-        ]
+            opened = {member.name: tasks.create_task(member.open("sizes")) for member in others}
+        return pids | {name: task.result() for name, task in opened.items()}
 
     def _members(self) -> list[Member]:
         return [member for group in (*self._vectors, *self._texts) for member in group.members]
