@@ -2,12 +2,13 @@
 
 import json
 import os
-import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from queue import LifoQueue
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,11 @@ class EmbeddedSearcher:
         self._columns = _open_columns(folder)
         self._factors = length_factors(self.header.total_terms, self.header.texts)
         threads = config.search_threads
-        self._threads = len(os.sched_getaffinity(0)) if threads == "auto" else int(threads)
+        self._threads = _available_threads() if threads == "auto" else int(threads)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="bm25")
-        self._scratch = threading.local()
+        self._workspaces: LifoQueue[_Workspace | None] = LifoQueue()
+        for _ in range(self._threads):
+            self._workspaces.put(None)
         self._find_term = lru_cache(1 << 16)(self._look_up_term)
         self._allowed = lru_cache(_REMEMBERED_FILTERS)(self._make_mask)
 
@@ -71,23 +74,28 @@ class EmbeddedSearcher:
         width = min(k, max(1, self.header.documents))
         positions = np.full((len(texts), width), -1, np.int64)
         scores = np.full((len(texts), k), -np.inf, np.float32)
-        accumulators, touched = self._workspace()
-        search_batch(
-            encoded.offsets, encoded.terms, encoded.weights,
-            a["offsets"], a["documents"], a["counts"], a["peaks"], a["lengths"], self._factors,
-            allowed, accumulators, touched, positions, scores[:, :width],
-        )  # fmt: skip
+        with self._workspace() as workspace:
+            search_batch(
+                encoded.offsets, encoded.terms, encoded.weights,
+                a["offsets"], a["documents"], a["counts"], a["peaks"], a["lengths"], self._factors,
+                allowed, workspace.scores_N, workspace.touched_N, positions, scores[:, :width],
+            )  # fmt: skip
         ids = np.full((len(texts), k), PAD_ID, np.int64)
         found = positions >= 0
         ids[:, :width][found] = a["ids"][positions[found]]
         return Hits(ids, scores)
 
-    def _workspace(self) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        """Zeros and scratch of this thread; a search leaves the zeros as it found them."""
-        if not hasattr(self._scratch, "arrays"):
-            documents = self.header.documents
-            self._scratch.arrays = np.zeros(documents, np.float64), np.empty(documents, np.int32)
-        return self._scratch.arrays  # type: ignore[no-any-return]
+    @contextmanager
+    def _workspace(self) -> "Iterator[_Workspace]":
+        """Lends one of as many workspaces as there are threads; more callers than that wait, and cost no memory."""
+        workspace = self._workspaces.get()
+        try:
+            if workspace is None:
+                documents = self.header.documents
+                workspace = _Workspace(np.zeros(documents, np.float64), np.empty(documents, np.int32))
+            yield workspace
+        finally:
+            self._workspaces.put(workspace)
 
     def _encode(self, texts: Sequence[str]) -> "_Queries":
         offsets, terms, counts = np.zeros(len(texts) + 1, np.int64), [], []
@@ -144,6 +152,14 @@ class EmbeddedSearcher:
 
 
 @dataclass(frozen=True)
+class _Workspace:
+    """Memory of one running search, 12 bytes a row; a search leaves the zeros as it found them."""
+
+    scores_N: NDArray[np.float64]
+    touched_N: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
 class _Queries:
     offsets: NDArray[np.int64]
     terms: NDArray[np.int64]
@@ -158,6 +174,13 @@ class _FilterKey:
     exclude_ids: tuple[int, ...]
     exclude_groups: tuple[str, ...]
     exclude_keys: tuple[str, ...]
+
+
+def _available_threads() -> int:
+    """Processors that this process may use, unless OMP_NUM_THREADS (which Ray sets for its workers) says fewer."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    return min(processors, int(wanted)) if wanted.isdigit() and int(wanted) else processors
 
 
 def _hashable(where: Filter) -> _FilterKey:

@@ -255,7 +255,7 @@ def _kth_best(
             heap[node] = heap[child]
             node = child
         heap[node] = score
-    return heap[0]  # type: ignore[no-any-return]
+    return float(heap[0])
 
 
 @_compiled
