@@ -44,6 +44,12 @@ start_head() {
   # UNIX sockets lie below it, and their paths are limited to 107 characters.
   temporary=$(mktemp -d /tmp/remembrandt-ray.XXXXXX)
   dashboard=$(port_or_free 8265)
+  # Ray starts workers through a shell without quoting Python's path.
+  local ray_python=$python
+  if [[ $python = *[[:space:]]* ]]; then
+    ln -s "$(dirname "$(dirname "$python")")" "$temporary/venv"
+    ray_python=$temporary/venv/bin/python
+  fi
   echo "$mark" > "$state/mark"
   echo "$temporary" > "$state/temporary"
   local -a environment=(
@@ -52,7 +58,7 @@ start_head() {
     RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
     RAY_worker_niceness=0
     OMP_NUM_THREADS=1
-    PATH="$(dirname "$python"):$PATH"
+    PATH="$(dirname "$ray_python"):$PATH"
   )
   if [ -z "${RAY_AUTH_MODE:-}" ]; then
     (umask 077 && "$python" -c 'import secrets; print(secrets.token_hex(32), end="")' > "$state/auth_token")
@@ -64,7 +70,7 @@ start_head() {
     --object-store-memory="${RAY_OBJECT_STORE_BYTES:-500000000}" --disable-usage-stats
   )
   [ -z "${RAY_CPUS:-}" ] || options+=(--num-cpus="$RAY_CPUS")
-  env -u RAY_ADDRESS "${environment[@]}" "$python" -m ray.scripts.scripts start "${options[@]}" < /dev/null || return
+  env -u RAY_ADDRESS "${environment[@]}" "$ray_python" -m ray.scripts.scripts start "${options[@]}" < /dev/null || return
   echo "http://127.0.0.1:$dashboard" > "$state/dashboard"
   cp "$temporary/ray/ray_current_cluster" "$state/address"
   wait_for_jobs "$dashboard"
