@@ -1,6 +1,6 @@
 """Builds a database version from images, and publishes it.
 
-    ray job submit --working-dir . -- python jobs/build_index.py --config jobs/configs/build_index/emoji.yaml [key=value …]
+ray job submit --working-dir . -- python jobs/build_index.py --config jobs/configs/build_index/emoji.yaml [key=value …]
 """
 
 import argparse

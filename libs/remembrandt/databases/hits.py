@@ -30,7 +30,9 @@ class Hits:
     @staticmethod
     def merge(parts: "list[Hits]", k: int) -> "Hits":
         """The best `k` of several answers to the same queries (disjoint shards)."""
-        return top_k(np.concatenate([p.ids for p in parts], axis=1), np.concatenate([p.scores for p in parts], axis=1), k)
+        return top_k(
+            np.concatenate([p.ids for p in parts], axis=1), np.concatenate([p.scores for p in parts], axis=1), k
+        )
 
 
 def top_k(ids_BN: NDArray[np.int64], scores_BN: NDArray[np.float32], k: int) -> Hits:
