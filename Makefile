@@ -25,7 +25,7 @@ export DEMO_DIR
 help:  ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' Makefile | expand -t 16
 
-demo: .venv/.installed  ## Emoji database from scratch, searched: sheets in $(DEMO_DIR)/sheets
+demo: .venv/.installed  ## Emoji database from scratch, searched; sheets in .demo/sheets
 	@cluster/demo.sh
 
 test: .venv/.installed-dev  ## All tests; ARGS='…' goes to pytest
@@ -41,7 +41,7 @@ fmt: .venv/.installed-dev  ## Formats the code and mends what ruff can
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-bench: .venv/.installed-dev  ## Benchmarks; reports in tests/benchmarks/*.md
+bench: .venv/.installed-dev .venv-peers/.installed  ## Benchmarks beside their peers, into tests/benchmarks/*.md; ARGS='search' for one
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
 lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
@@ -50,7 +50,7 @@ lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirement
 
 clean:  ## Removes the environment, caches, builds and the demo
 	cluster/local.sh down
-	rm -rf .venv .venv-uv .demo .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-uv .venv-peers .demo .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	rm -rf cluster/elasticsearch/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -74,3 +74,11 @@ clean:  ## Removes the environment, caches, builds and the demo
 	$(UV) pip sync --quiet --python $(BIN)/python requirements-dev.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch .venv/.installed $@
+
+# What the benchmarks compare with, in environments of its own: it needs other versions than we do.
+.venv-peers/.installed: tests/benchmarks/peers-clip.txt tests/benchmarks/peers-bm25.txt | .venv/.installed-dev
+	for peer in clip bm25; do \
+	  $(UV) venv --quiet --clear --python $(BIN)/python .venv-peers/$$peer; \
+	  $(UV) pip sync --quiet --python .venv-peers/$$peer/bin/python tests/benchmarks/peers-$$peer.txt; \
+	done
+	@touch $@
