@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.vectors.config import Device
-from remembrandt.databases.vectors.runtime import import_faiss, num_gpus, parallel_map, to_gpu
+from remembrandt.databases.vectors.runtime import GpuIndex, import_faiss, num_gpus, parallel_map
 from remembrandt.encoders.base import normalise
 
 BLOCK = 8192
@@ -46,8 +46,7 @@ class Assigner:
     def __init__(self, quantizer: Any, device: Device = "cpu") -> None:
         self._quantizer, self._on_gpu = quantizer, bool(num_gpus(device))
         if self._on_gpu:
-            self._resources = import_faiss().StandardGpuResources()
-            self._quantizer = to_gpu(all_centroids(quantizer), 0, self._resources)
+            self._quantizer = GpuIndex(all_centroids(quantizer), 0)
 
     def __call__(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.int64]:
         """(N, D) → number of the nearest centroid (N,)."""

@@ -6,6 +6,7 @@ Letters in names: B queries, D embedding, K results, M candidates, N rows, P pro
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Self
 
 import numpy as np
@@ -69,6 +70,7 @@ class VectorIndex:
         self._trained, self._shards, self._fetch = trained, list(shards), fetch
         self._factory = scann_kind(plan) if plan.backend == "scann" else parse_factory(plan.factory)
         self._masks: dict[int, Mask] = {}
+        self._lock = Lock()
 
     @classmethod
     def open(
@@ -250,13 +252,14 @@ class VectorIndex:
     def _mask(self, allowed_N: NDArray[np.bool_]) -> Mask:
         if allowed_N.flags.writeable:
             return Mask(allowed_N, self._shards)
-        mask = self._masks.get(id(allowed_N))
-        if mask is None:
-            mask = Mask(allowed_N, self._shards)
-            while len(self._masks) >= _MASKS_KEPT:
-                self._masks.pop(next(iter(self._masks)), None)
-            self._masks[id(allowed_N)] = mask
-        return mask
+        with self._lock:
+            mask = self._masks.get(id(allowed_N))
+            if mask is None:
+                mask = Mask(allowed_N, self._shards)
+                while len(self._masks) >= _MASKS_KEPT:
+                    del self._masks[next(iter(self._masks))]
+                self._masks[id(allowed_N)] = mask
+            return mask
 
     def _allowed_ids(self, mask: Mask) -> NDArray[np.int64]:
         parts = [

@@ -1,5 +1,7 @@
 """FAISS itself: whether it is installed, how many threads it uses, and its GPUs."""
 
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -74,12 +76,12 @@ def parallel_rows(function: Callable[[NDArray[np.float32]], R], queries_BD: NDAr
     if workers <= 1:
         with threads(1):
             return [function(queries_BD)]
-    return list(_search_pool(num_threads()).map(function, np.array_split(queries_BD, workers)))
+    return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_BD, workers)))
 
 
 @cache
-def _search_pool(workers: int) -> ThreadPoolExecutor:
-    """Kept for the life of the process: starting threads takes longer than a search."""
+def _search_pool(workers: int, process: int) -> ThreadPoolExecutor:
+    """Kept for the life of the process (a fork has none): starting threads takes longer than a search."""
     return ThreadPoolExecutor(workers, "vectors", initializer=import_faiss().omp_set_num_threads, initargs=(1,))
 
 
@@ -99,9 +101,32 @@ def num_gpus(device: Device) -> int:
     return found
 
 
-def to_gpu(index: Any, number: int, resources: Any) -> Any:
-    """A copy of `index` on GPU `number`; an HNSW coarse quantizer stays on the CPU."""
-    faiss = import_faiss()
-    options = faiss.GpuClonerOptions()
-    options.allowCpuCoarseQuantizer = True
-    return faiss.index_cpu_to_gpu(resources, number, index, options)
+class GpuIndex:
+    """A copy of an index on a GPU; an HNSW coarse quantizer stays on the CPU.
+
+    All copies on one GPU share its scratch memory, so that only one of them searches at a time.
+    """
+
+    LIMIT = 2048
+    """Most results and most lists of one search."""
+
+    def __init__(self, index: Any, number: int) -> None:
+        faiss = import_faiss()
+        resources, self._lock = _gpu_resources(number, os.getpid())
+        options = faiss.GpuClonerOptions()
+        options.allowCpuCoarseQuantizer = True
+        with self._lock:
+            self._index = faiss.index_cpu_to_gpu(resources, number, index, options)
+
+    def search(
+        self, queries_BD: NDArray[np.float32], m: int, params: Any | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scores and positions (B, M) of the best `m` rows."""
+        with self._lock:
+            scores, positions = self._index.search(queries_BD, m, params=params)
+        return scores, positions
+
+
+@cache
+def _gpu_resources(number: int, process: int) -> tuple[Any, threading.Lock]:
+    return import_faiss().StandardGpuResources(), threading.Lock()

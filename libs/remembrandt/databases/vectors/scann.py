@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.databases.vectors.config import VectorPlan
 from remembrandt.databases.vectors.factory import Factory, num_leaves
+from remembrandt.databases.vectors.runtime import num_threads
 from remembrandt.databases.vectors.shards import Candidates, Probe, Selection, ShardFile
 from remembrandt.errors import ConfigError, CorruptionError, StorageError
 
@@ -30,7 +31,8 @@ BRUTE_FORCE_ROWS = 20_000
 """Below this, ScaNN's authors advise comparing with every row."""
 DIMENSIONS_PER_BLOCK = 2
 ANISOTROPIC_THRESHOLD = 0.2
-TRAIN_ROWS = 100_000
+TREE_TRAIN_ROWS = 100_000
+CODE_TRAIN_ROWS = 20_000
 MIN_REORDER = 100
 REORDER_SHARE = 6
 
@@ -68,15 +70,19 @@ def build_scann_shard(plan: VectorPlan, batches: Iterator[NDArray[np.float32]], 
     for batch in batches:
         vectors_ND[rows : rows + len(batch)] = batch
         rows += len(batch)
-    builder = scann.scann_ops_pybind.builder(vectors_ND[:rows], 20, "dot_product").set_n_training_threads(1)
+    builder = scann.scann_ops_pybind.builder(vectors_ND[:rows], 20, "dot_product").set_n_training_threads(num_threads())
     if num_leaves(rows):
         builder = builder.tree(
-            num_leaves=num_leaves(rows), num_leaves_to_search=max(1, plan.nprobe), training_sample_size=TRAIN_ROWS
+            num_leaves=num_leaves(rows), num_leaves_to_search=max(1, plan.nprobe), training_sample_size=TREE_TRAIN_ROWS
         )
     if rows < BRUTE_FORCE_ROWS:
         builder = builder.score_brute_force()
     else:
-        builder = builder.score_ah(DIMENSIONS_PER_BLOCK, anisotropic_quantization_threshold=ANISOTROPIC_THRESHOLD)
+        builder = builder.score_ah(
+            DIMENSIONS_PER_BLOCK,
+            anisotropic_quantization_threshold=ANISOTROPIC_THRESHOLD,
+            training_sample_size=CODE_TRAIN_ROWS,
+        )
         builder = builder.reorder(MIN_REORDER)
     _pack(builder.build(), target)
     return rows

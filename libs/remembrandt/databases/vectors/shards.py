@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.databases.vectors.clustering import all_centroids
-from remembrandt.databases.vectors.runtime import import_faiss, to_gpu
+from remembrandt.databases.vectors.runtime import GpuIndex, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
 
@@ -119,12 +119,12 @@ class ListShard:
         index.own_fields = False
         index.quantizer = trained.quantizer
         self._keep = trained
-        self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
+        self._gpu = GpuIndex(index, gpu) if gpu is not None else None
 
     def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Visits the probed lists."""
         faiss = import_faiss()
-        if self._gpu is not None and selection is None and self._gpu.takes(m, probe.effort.nprobe):
+        if self._gpu is not None and selection is None and max(m, probe.effort.nprobe) <= GpuIndex.LIMIT:
             params = faiss.SearchParametersIVF(nprobe=probe.effort.nprobe)
             return self._gpu.search(probe.queries_BD, m, params)
         assert probe.lists_BP is not None and probe.scores_BP is not None
@@ -150,12 +150,12 @@ class FlatShard:
 
     def __init__(self, file: ShardFile, index: Any, gpu: int | None) -> None:
         self.file, self._index = file, index
-        self._gpu = _GpuCopy(index, gpu) if gpu is not None else None
+        self._gpu = GpuIndex(index, gpu) if gpu is not None else None
 
     def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Compares with every row."""
-        if self._gpu is not None and selection is None and self._gpu.takes(m, 1):
-            return self._gpu.search(probe.queries_BD, m, None)
+        if self._gpu is not None and selection is None and m <= GpuIndex.LIMIT:
+            return self._gpu.search(probe.queries_BD, m)
         params = import_faiss().SearchParameters(sel=_selector(selection)) if selection else None
         scores, ids = self._index.search(probe.queries_BD, m, params=params)
         return scores, ids
@@ -180,22 +180,6 @@ class GraphShard:
             return self._rows.search(probe.queries_BD, m, params=params)
         params = faiss.SearchParametersHNSW(efSearch=max(probe.effort.ef_search, m), sel=_selector(selection))
         return self._index.search(probe.queries_BD, m, params=params)
-
-
-class _GpuCopy:
-    """A shard's copy on a GPU. Selectors and very large k stay on the CPU."""
-
-    LIMIT = 2048
-
-    def __init__(self, index: Any, number: int) -> None:
-        self._resources = import_faiss().StandardGpuResources()
-        self._index = to_gpu(index, number, self._resources)
-
-    def takes(self, m: int, nprobe: int) -> bool:
-        return max(m, nprobe) <= self.LIMIT
-
-    def search(self, queries_BD: NDArray[np.float32], m: int, params: Any | None) -> Candidates:
-        return self._index.search(queries_BD, m, params=params)
 
 
 class Mask:
