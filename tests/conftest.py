@@ -4,9 +4,9 @@ The environment is set before any test imports torch or Ray, because both read i
 because Ray's workers inherit what its nodes were started with: so the S3 server's address is fixed here as well.
 """
 
-import importlib.util
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.databases import *  # noqa: F403
+from tests.support.elasticsearch_node import *  # noqa: F403
 from tests.support.processes import free_ports
 from tests.support.seaweed import BUCKET, S3Settings, SeaweedServer
 
 if TYPE_CHECKING:
     from tests.support.ray_cluster import RayCluster
 
-if importlib.util.find_spec("tests.support.elasticsearch_node"):
-    from tests.support.elasticsearch_node import *  # noqa: F403
 
 # Short: Ray puts UNIX sockets below it, and their paths may have 107 characters.
 _SCRATCH = Path(tempfile.mkdtemp(prefix="rmb-", dir="/tmp"))
@@ -43,6 +42,11 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     **_S3.environment,
 }
+
+# Ray starts workers through a shell without quoting Python's path.
+if " " in sys.executable:
+    (_SCRATCH / "venv").symlink_to(sys.prefix)
+    sys.executable = str(_SCRATCH / "venv" / "bin" / "python")
 
 
 def pytest_unconfigure() -> None:
