@@ -1,72 +1,15 @@
-"""A searcher that is obviously right: every score computed, every row sorted."""
+"""What several tests of retrieval need."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import ArrayLike, NDArray
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.build import build_database
 from remembrandt.databases.config import BuildConfig
-from remembrandt.databases.hits import PAD_ID, Filter, Hits
-from remembrandt.encoders.base import normalise
-from remembrandt.errors import SearchError
-
-
-class ExactSearcher:
-    """Rows in memory. Scores are rounded to multiples of 2⁻¹⁰, so that ties occur, and are settled by row id."""
-
-    def __init__(
-        self,
-        embeddings_ND: NDArray[np.float32],
-        proposal_N: NDArray[np.float64] | None = None,
-        texts: Sequence[str] = (),
-    ) -> None:
-        self._embeddings_ND, self._proposal_N, self._texts = embeddings_ND, proposal_N, texts
-        self.proposal_calls = 0
-
-    @property
-    def num_rows(self) -> int:
-        return len(self._embeddings_ND)
-
-    @property
-    def dim(self) -> int:
-        return int(self._embeddings_ND.shape[1])
-
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
-        if not 1 <= k <= self.num_rows:
-            raise SearchError(f"k = {k}")
-        scores_BN = np.round(normalise(np.asarray(queries_BD)) @ normalise(self._embeddings_ND).T * 1024) / 1024
-        return self._sorted(scores_BN, k, where)
-
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
-        words = [set(text.split()) for text in self._texts]
-        scores_BN = np.asarray([[len(set(text.split()) & own) or -np.inf for own in words] for text in texts])
-        return self._sorted(scores_BN, k, where)
-
-    def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
-        chosen = np.asarray(ids, dtype=np.int64)
-        if chosen.size and not (chosen.min() >= 0 and chosen.max() < self.num_rows):
-            raise SearchError("there is no such row")
-        return self._embeddings_ND[chosen]
-
-    def proposal(self) -> NDArray[np.float64]:
-        self.proposal_calls += 1
-        if self._proposal_N is None:
-            raise SearchError("no proposal")
-        return self._proposal_N
-
-    def _sorted(self, scores_BN: NDArray[Any], k: int, where: Filter | None) -> Hits:
-        ids, scores = np.full((len(scores_BN), k), PAD_ID, np.int64), np.full((len(scores_BN), k), -np.inf, np.float32)
-        for b, row in enumerate(scores_BN):
-            excluded = set(where.exclude_ids) if where else set()
-            ranked = sorted((-score, n) for n, score in enumerate(row) if n not in excluded and np.isfinite(score))
-            for place, (negative, n) in enumerate(ranked[:k]):
-                ids[b, place], scores[b, place] = n, -negative
-        return Hits(ids, scores)
+from tests.support.exact_searcher import ExactSearcher
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from remembrandt.databases.embed import BaseRows, EmbedBlock, EmbedJob, ReadBloc
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.manifest import Manifest
 from remembrandt.databases.neighbor_dataset import NO_BOX, Similarity, neighbors_schema
-from remembrandt.databases.neighbor_search import ExclusionConfig, NeighborFinder, QueryBatch
+from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch
 from remembrandt.databases.rows import embedding_array, open_rows, write_fragment
 from remembrandt.databases.workers import WorkersConfig
 from remembrandt.distributed import num_cpus, plain_error
@@ -76,13 +76,13 @@ class SearchJob:
         return neighbors_schema(search.num_neighbors, dim, embeddings=search.store_embeddings, boxes=search.store_boxes)
 
 
-def search_blocks(job: SearchJob, workers: SearchWorkersConfig, num_queries: int) -> None:
-    """Runs the blocks that are not committed yet; returns when every block is."""
+def search_blocks(job: SearchJob, workers: SearchWorkersConfig, num_queries: int) -> float:
+    """Runs the blocks that are not committed yet; returns when every block is: the queries a second of this run."""
     blocks = job.queries.blocks
     missing = job.ledger.missing(range(len(blocks)))
     done = num_queries - sum(_size(job, number) for number in missing)
     if not missing:
-        return
+        return 0.0
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -103,6 +103,7 @@ def search_blocks(job: SearchJob, workers: SearchWorkersConfig, num_queries: int
                 progress.advance(_size(job, int(result["number"])))
         except Exception as error:
             raise plain_error(error) from error
+        return progress.rate
 
 
 class ReadQueries:
@@ -135,7 +136,8 @@ class SearchBlock:
     def __init__(self, job: SearchJob) -> None:
         self._job = job
         self._database = Database.open_unpublished(job.database, job.manifest)
-        self._finder = NeighborFinder(self._database, job.search.num_neighbors, job.search.exclude)
+        rows = Identities.of_database(self._database)
+        self._finder = NeighborFinder(self._database, rows, job.search.num_neighbors, job.search.exclude)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         number, table, shape = int(item["number"]), _unpack(item["rows"]), json.loads(item["shape"])

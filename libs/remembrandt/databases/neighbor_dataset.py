@@ -23,7 +23,7 @@ from remembrandt.configuration import nearest
 from remembrandt.data.sources.common import key_digests
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.database import Database
-from remembrandt.databases.manifest import MANIFEST, SCHEMA_VERSION, Document, decode_document
+from remembrandt.databases.manifest import MANIFEST, SCHEMA_VERSION, Document, decode_document, digest
 from remembrandt.databases.neighbor_search import ExclusionConfig
 from remembrandt.databases.rows import open_rows
 from remembrandt.errors import SearchError, VersionError
@@ -239,15 +239,14 @@ def neighbors_schema(num_neighbors: int, dim: int | None, *, embeddings: bool, b
     return pa.schema(columns)
 
 
-def flat_values(table: pa.Table, column: str) -> NDArray[Any]:
+def flat_values(table: pa.Table | pa.RecordBatch, column: str) -> NDArray[Any]:
     """All values of a fixed-size list column, one after the other."""
-    array = table.column(column).combine_chunks()
-    values: NDArray[Any] = array.flatten().to_numpy(zero_copy_only=False)
+    array = table.column(column)
+    whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    values: NDArray[Any] = whole.flatten().to_numpy(zero_copy_only=False)
     return values
 
 
 def identity_of(*parts: Any) -> str:
     """16 hex digits over plain values: the same neighbours have the same identity."""
-    from remembrandt.databases.manifest import digest
-
     return digest(json.dumps(parts, sort_keys=True).encode())[:16]

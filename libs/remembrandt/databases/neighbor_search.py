@@ -6,14 +6,14 @@ Letters in names: B queries, K neighbours, F fetched candidates, N rows, D embed
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import lance
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from remembrandt.configuration import Config
 from remembrandt.data.sources.common import key_digests
@@ -102,6 +102,19 @@ class QueryBatch:
         return len(self.texts)
 
 
+class RowSearcher(Protocol):
+    """What is needed of a database."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits: ...
+
+    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits: ...
+
+    def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]: ...
+
+
 Search = Callable[[NDArray[np.int64], int, Filter | None], Hits]
 """(positions of queries in the batch, k, filter) → hits."""
 
@@ -114,9 +127,8 @@ class NeighborFinder:
     index does not look far enough even then.
     """
 
-    def __init__(self, database: Database, num_neighbors: int, exclude: ExclusionConfig) -> None:
-        self._database, self._k = database, num_neighbors
-        self._rows = Identities.of_database(database)
+    def __init__(self, database: RowSearcher, rows: Identities, num_neighbors: int, exclude: ExclusionConfig) -> None:
+        self._database, self._rows, self._k = database, rows, num_neighbors
         parts = (exclude.same_key, exclude.same_group, exclude.duplicates)
         self._compared = [column for column, wanted in enumerate(parts) if wanted]
 

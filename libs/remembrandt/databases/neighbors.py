@@ -140,15 +140,16 @@ def precompute_neighbors(config: PrecomputeConfig, *, dry_run: bool = False) -> 
     done = _finished(plan)
     blocks = plan.blocks(config.workers)
     if done is not None or dry_run:
-        return _report(plan, done, blocks, seconds=0.0)
+        return _report(plan, done, blocks)
     out.check_writable()
     check_files(store, manifest.file_records)
     parent, name = split_uri(out.uri)
     builds = open_store(parent).child(f".{name}.building")
     start = time.monotonic()
-    document = _compute(plan, builds, config.workers, config.max_failed_share)
+    document, rate = _compute(plan, builds, config.workers, config.max_failed_share)
     builds.delete_tree("")
-    return _report(plan, document, blocks, time.monotonic() - start)
+    spent = {"seconds": round(time.monotonic() - start, 3), "queries_per_second": round(rate, 1)}
+    return _report(plan, document, blocks) | spent
 
 
 def compute_neighbors(
@@ -178,7 +179,7 @@ def compute_neighbors(
     """
     out = target.child(prefix)
     plan = _plan(store, manifest, store.uri, None, queries, search, encoder, decode or DecodeConfig(), out)
-    document = _finished(plan) or _compute(plan, builds, workers or SearchWorkersConfig(), max_failed_share)
+    document = _finished(plan) or _compute(plan, builds, workers or SearchWorkersConfig(), max_failed_share)[0]
     return NeighborsInfo(
         path=prefix,
         proposal=f"{prefix}/{search.similarities[0]}/{PROPOSAL}",
@@ -243,7 +244,10 @@ def _finished(plan: _Plan) -> NeighborsManifest | None:
     return document
 
 
-def _compute(plan: _Plan, builds: Store, workers: SearchWorkersConfig, max_failed_share: float) -> NeighborsManifest:
+def _compute(
+    plan: _Plan, builds: Store, workers: SearchWorkersConfig, max_failed_share: float
+) -> tuple[NeighborsManifest, float]:
+    """What was computed, and the queries a second of this run."""
     blocks = plan.blocks(workers)
     clip = "clip" in plan.search.similarities
     ledger = Ledger(builds, f"{plan.identity}-{len(blocks)}")
@@ -262,7 +266,7 @@ def _compute(plan: _Plan, builds: Store, workers: SearchWorkersConfig, max_faile
     )
     job = SearchJob(plan.store, plan.manifest, queries, plan.search, plan.out)
     connect()
-    search_blocks(job, workers, _count(blocks))
+    rate = search_blocks(job, workers, _count(blocks))
     markers = [marker for _, marker in sorted(ledger.committed().items())]
     failures = [failure for marker in markers for failure in marker.report["failures"]]
     num_queries = sum(marker.report["queries"] for marker in markers)
@@ -283,7 +287,7 @@ def _compute(plan: _Plan, builds: Store, workers: SearchWorkersConfig, max_faile
         plan.out.write(FAILURES, "".join(json.dumps(f, ensure_ascii=False) + "\n" for f in failures).encode())
     document = _document(plan, markers, num_queries, len(failures))
     plan.out.write(MANIFEST, encode_document(document))
-    return document
+    return document, rate
 
 
 def proposal_of(dataset: LanceDataset, rows: int, total: int) -> NDArray[np.float64]:
@@ -350,9 +354,7 @@ def _npy(array: NDArray[np.float64]) -> bytes:
     return buffer.getvalue()
 
 
-def _report(
-    plan: _Plan, document: NeighborsManifest | None, blocks: list[SourceBlock | BaseRows], seconds: float
-) -> dict[str, Any]:
+def _report(plan: _Plan, document: NeighborsManifest | None, blocks: list[SourceBlock | BaseRows]) -> dict[str, Any]:
     report: dict[str, Any] = {
         "out": plan.out.uri,
         "database": plan.searched.uri,
@@ -367,8 +369,6 @@ def _report(
     }
     if document is not None:
         report |= {"queries": document.queries, "failed": document.failed, "incomplete": document.incomplete}
-        report["seconds"] = round(seconds, 3)
-        report["queries_per_second"] = round(document.queries / seconds, 1) if seconds else None
     return report
 
 
@@ -376,21 +376,14 @@ def format_report(report: dict[str, Any]) -> str:
     """The report for a person."""
     if not report["finished"]:
         return "\n".join(f"{key}: {value}" for key, value in report.items())
-    lines = [
-        f"neighbours at {report['out']}: {report['num_neighbors']} of {report['rows']:,} rows "
-        f"for each of {report['queries']:,} queries"
-    ]
+    k = report["num_neighbors"]
+    lines = [f"neighbours at {report['out']}: {k} of {report['rows']:,} rows for each of {report['queries']:,} queries"]
     if report["failed"]:
         lines.append(f"  left out: {report['failed']:,} items (see {FAILURES})")
-    lines += [
-        f"  {count:,} queries have fewer than {report['num_neighbors']} by {s}"
-        for s, count in report["incomplete"].items()
-        if count
-    ]
-    if report["queries_per_second"]:
-        lines.append(
-            f"  {format_seconds(report['seconds'])}, {report['queries_per_second']:,} queries/s, start-up included"
-        )
+    lines += [f"  {count:,} queries have fewer than {k} by {s}" for s, count in report["incomplete"].items() if count]
+    if "seconds" in report:
+        rate = f"{report['queries_per_second']:,} queries/s, start-up included"
+        lines.append(f"  {format_seconds(report['seconds'])}, {rate if report['queries_per_second'] else 'resumed'}")
     else:
         lines.append("  computed before; files are as in its manifest")
     return "\n".join(lines)
