@@ -142,6 +142,8 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     _check_base(base, encoder, catalog)
     fingerprint = source.fingerprint() if source else "none"
     parts = [fingerprint, encoder.fingerprint.digest if encoder else "none", base.version if base else "none"]
+    if config.neighbors is not None:
+        parts.append(Queries.open(config.neighbors.train_set).fingerprint())
     version = config.version_id(*parts)
     blocks: list[SourceBlock | BaseRows] = [
         *_base_blocks(catalog, base, config),
