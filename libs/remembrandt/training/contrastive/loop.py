@@ -101,8 +101,10 @@ class Trainer:
         """Passes over the text stage if the cache holds a text tower that was taught exactly so."""
         taught = self.bench.taught
         if taught is not None and taught.is_file():
-            self.model.load_state_dict(torch.load(taught, map_location="cpu", weights_only=True), strict=False)
-            self.step = self.text_steps
+            kept = torch.load(taught, map_location="cpu", weights_only=True)
+            self.model.load_state_dict(kept["model"], strict=False)
+            self.ema.load_state_dict(self.model.state_dict())
+            self.step, self.losses = self.text_steps, kept["losses"]
 
     def _finish_text_stage(self) -> None:
         """Keeps the taught text tower for other runs, and turns to the pairs with a new optimiser."""
@@ -110,7 +112,7 @@ class Trainer:
         if self.rank == 0 and taught is not None and not taught.is_file():
             state = {name: value for name, value in self.model.state_dict().items() if not name.startswith("visual.")}
             partial = taught.with_suffix(".tmp")
-            torch.save(state, partial)
+            torch.save({"model": state, "losses": self.losses}, partial)
             partial.replace(taught)
         self.optimizer = self._make_optimizer()
 
