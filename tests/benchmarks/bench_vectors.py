@@ -81,10 +81,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[200_000, 1_000_000])
     parser.add_argument("--folder", type=Path, help="keeps the vectors for the next run")
     parser.add_argument("--real", type=Path, help=".npy of real embeddings (N, 512) that are put among the rows")
-    parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
-        print(json.dumps(resident_growth(*map(Path, arguments.memory))))
+        built, queries, mode = arguments.memory
+        print(resident_growth(Path(built), Path(queries), mode == "mapped"))
         return
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.folder or Path(scratch)
@@ -127,10 +128,13 @@ def make_data(rows: int, folder: Path, real: Path | None) -> Data:
             made[: len(embeddings)] = embeddings
         made.flush()
     vectors_ND, queries_BD = np.load(vectors_path, mmap_mode="r"), np.load(queries_path)
-    say(f"{rows:,} vectors: exact neighbours of {len(queries_BD):,} queries")
-    truth = exact_search(queries_BD, batches(vectors_ND, 0, rows), K)
-    np.save(folder / "truth.npy", truth.ids)
-    return Data(folder, vectors_ND, queries_BD, truth)
+    ids_path, scores_path = folder / "truth.npy", folder / "scores.npy"
+    if not scores_path.exists():
+        say(f"{rows:,} vectors: exact neighbours of {len(queries_BD):,} queries")
+        truth = exact_search(queries_BD, batches(vectors_ND, 0, rows), K)
+        np.save(ids_path, truth.ids)
+        np.save(scores_path, truth.scores)
+    return Data(folder, vectors_ND, queries_BD, Hits(np.load(ids_path), np.load(scores_path)))
 
 
 def _drawer(rng: np.random.Generator) -> Any:
@@ -273,13 +277,10 @@ def against_plan(built: Built, data: Data, scratch: Path) -> str:
     (scratch / "built.json").write_text(
         json.dumps({"plan": built.plan.to_json(), "trained": str(built.trained), "shards": _plain(built.shards)})
     )
-    done = subprocess.run(
-        [sys.executable, __file__, "--memory", scratch / "built.json", data.folder / "queries.npy"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    growth = json.loads(done.stdout)
+    growth = {}
+    for mode in ("mapped", "read"):
+        command = [sys.executable, __file__, "--memory", scratch / "built.json", data.folder / "queries.npy", mode]
+        growth[mode] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     seconds = built.train_seconds + built.add_seconds
     lines = [
         _beside("memory, mapped and searched", planned.memory_per_actor, growth["mapped"], format_bytes),
@@ -290,26 +291,18 @@ def against_plan(built: Built, data: Data, scratch: Path) -> str:
     return "Planned and actual (memory: growth of the resident size by opening and searching):\n\n" + table(lines)
 
 
-def resident_growth(built: Path, queries: Path) -> dict[str, int]:
-    """What opening and searching adds to a fresh process, memory-mapped and read. Runs in a process of its own."""
+def resident_growth(built: Path, queries: Path, mmap: bool) -> int:
+    """Bytes that opening and searching adds to the resident size. Runs in a process of its own."""
     values, queries_BD = json.loads(built.read_text()), np.load(queries)
     plan = VectorPlan.from_json(values["plan"])
+    plan = replace(plan, nprobe=max(plan.nprobe, min(32, plan.nprobe * 8)), rerank=0)
     shards = [ShardFile(Path(path), first, rows) for path, first, rows in values["shards"]]
-    process, growth = psutil.Process(), {}
-    warm = VectorIndex.open(plan, Path(values["trained"]), shards[:0])
-    warm.search(queries_BD[:1], K)
-    del warm
-    for name, mmap in (("mapped", True), ("read", False)):
-        before = process.memory_info().rss
-        index = VectorIndex.open(plan, Path(values["trained"]), shards, mmap=mmap)
-        wide = index.with_plan(replace(plan, nprobe=max(plan.nprobe, 32), rerank=0))
-        for start in range(0, len(queries_BD), 50):
-            wide.search(queries_BD[start : start + 50], K)
-        growth[name] = process.memory_info().rss - before
-        for part in (wide, index):
-            part.close()
-        del wide, index
-    return growth
+    exact_search(queries_BD[:1], [queries_BD[:64]], K)  # takes what the libraries take at their first use
+    before = psutil.Process().memory_info().rss
+    index = VectorIndex.open(plan, Path(values["trained"]), shards, mmap=mmap)
+    for start in range(0, len(queries_BD), 50):
+        index.search(queries_BD[start : start + 50], K)
+    return int(psutil.Process().memory_info().rss - before)
 
 
 def against_one_index(built: Built, index: VectorIndex, data: Data, scratch: Path) -> str:
