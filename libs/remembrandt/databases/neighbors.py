@@ -204,8 +204,11 @@ def _plan(
         dim=manifest.dim,
         manifest_sha256=published,
     )
-    rows = published or [asdict(record) for record in manifest.file_records]
-    identity = identity_of(rows, queries.fingerprint(), search.model_dump(mode="json"), decode.model_dump(mode="json"))
+    # Files that an interrupted run left in a version under construction belong to nobody yet.
+    own = [asdict(r) for r in manifest.file_records if not f"{store.uri}/{r.path}".startswith(f"{out.uri}/")]
+    identity = identity_of(
+        published or own, queries.fingerprint(), search.model_dump(mode="json"), decode.model_dump(mode="json")
+    )
     return _Plan(searched, store, manifest, queries, search, needed, decode, out, identity)
 
 
