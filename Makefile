@@ -14,22 +14,25 @@ LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-
 EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra serve
 
 DEMO_DIR ?= .demo
-# Which tests, and how: make test ARGS='tests/storage -x', make test ARGS='-m "not slow and not network"'.
+# Arguments for pytest or the benchmarks: make test ARGS='tests/storage -x'.
 ARGS ?=
 
 export UV_PYTHON_DOWNLOADS := never
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export DEMO_DIR
 
-.PHONY: help demo test lint fmt bench lock clean
+.PHONY: help demo test test-slow lint fmt bench lock clean
 help:  ## What can be made
-	@sed -n 's/^\([a-z]*\):.*## */  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 16
 
 demo: .venv/.installed  ## Emoji database from scratch, searched; sheets in .demo/sheets
 	@cluster/demo.sh
 
-test: .venv/.installed-dev  ## All tests; ARGS='…' goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/.installed-dev  ## Tests, about 20 minutes on two cores; ARGS='…' goes to pytest
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: .venv/.installed-dev  ## The long ones: many kills over file and S3, plans against measured rates
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: .venv/.installed-dev  ## Style, types, and the order of the rooms
 	$(BIN)/ruff check
