@@ -1,7 +1,8 @@
 """Search of a real database of 200,000 rows with captions and images, against clip-retrieval's `clip back`.
 
-Vectors are synthetic clusters (2,000 centres, noise of decaying spectrum, 512 dimensions), images small JPEG files. The
-database is built by the real build from a folder in clip-retrieval's layout; the peer indexes and serves the same folder.
+Vectors are synthetic clusters (2,000 centres, noise of decaying spectrum, 512 dimensions), images small JPEG files.
+The database is built by the real build from a folder in clip-retrieval's layout; the peer indexes and serves the same
+folder.
 
     python -m tests.benchmarks.bench_search [--rows 200000] [--work FOLDER]
 

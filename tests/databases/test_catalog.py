@@ -11,11 +11,12 @@ from remembrandt.storage import ConflictError
 
 
 def manifest(version: str, created_at: str = "2026-01-01T00:00:00+00:00", **changes: object) -> Manifest:
-    values = dict(
-        name="emoji", version=version, created_at=created_at, created_by={}, rows=1, dim=None, fields=(), licences={},
-        source=SourceInfo(config={}, fingerprint="f", records=1, failed=0), encoder=None, vectors=None, bm25=None,
-        recall=None, planned={}, actual={}, config={}, files=(),
-    )  # fmt: skip
+    values: dict[str, object] = {
+        "name": "emoji", "version": version, "created_at": created_at, "created_by": {}, "rows": 1, "dim": None,
+        "fields": (), "licences": {}, "source": SourceInfo(config={}, fingerprint="f", records=1, failed=0),
+        "encoder": None, "vectors": None, "bm25": None, "recall": None, "planned": {}, "actual": {}, "config": {},
+        "files": (),
+    }  # fmt: skip
     return Manifest.model_validate(values | changes)
 
 
