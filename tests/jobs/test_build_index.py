@@ -50,7 +50,7 @@ def test_a_build_reports_what_it_made(arguments: list[str], on_cluster: dict[str
     result = run([*arguments, "--json"], on_cluster)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
-    assert report["rows"] == 80 and report["recall"]["recall"] == 1.0
+    assert report["rows"] == 80 and report["recall"]["recall"] >= 0.95
     assert "80 rows with dense ids" in result.stderr
     assert json.loads(run([*arguments, "--json", "--dry-run"]).stdout)["already_built"] is True
 
