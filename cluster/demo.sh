@@ -28,6 +28,8 @@ if is_built; then
 else
   step "Starting Ray"
   trap 'cluster/local.sh down' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
   cluster/local.sh up
   variables=$(cluster/local.sh env)
   eval "$variables"
