@@ -44,6 +44,8 @@ LEADS, QUERIES, K_BATCH, K_SINGLE, SINGLES = 100_000, 5000, 3, 10, 300
 PEER_QUERIES = 1000
 CAPTIONS = 1000
 PEER = Path(__file__).with_name("peer_bm25.py")
+REPORT = Path(__file__).with_name("bm25.md")
+PACKAGES = ("numba", "numpy", "elasticsearch")
 Rows = list[dict[str, Any]]
 
 
@@ -52,12 +54,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path(".demo/data"))
     parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
     arguments = parser.parse_args()
-    sections: list[str] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for part in arguments.only:
-            sections += PARTS[part](arguments.data, Path(scratch))
-    path = write_report("bm25", "BM25", "make bench", ("numba", "numpy", "elasticsearch"), sections)
-    print(path.read_text())
+    for part in arguments.only:
+        with tempfile.TemporaryDirectory() as scratch:
+            keep_section(part, PARTS[part](arguments.data, Path(scratch)))
+    print(REPORT.read_text())
+
+
+def keep_section(part: str, section: Sequence[str]) -> None:
+    """Puts a part's section into the report, and leaves those of the other parts as they were."""
+    found = dict.fromkeys(PARTS, "")
+    if REPORT.exists():
+        for text in REPORT.read_text().split("\n## ")[1:]:
+            found |= {name: f"## {text.strip()}" for name, title in TITLES.items() if text.startswith(title)}
+    measured = f"Measured {time.strftime('%Y-%m-%d')}; load of the machine at the end: {os.getloadavg()[0]:.1f}."
+    found[part] = "\n\n".join([f"## {TITLES[part]}", measured, *section])
+    sections = [text for text in found.values() if text]
+    write_report("bm25", "BM25", "python -m tests.benchmarks.bench_bm25", PACKAGES, sections)
 
 
 # --- embedded engines --------------------------------------------------------------------------------------------
@@ -72,13 +84,14 @@ def engines(data: Path, scratch: Path) -> list[str]:
     rows += compare_engines("100,000 leads, asked by first sentences", leads, sentences, scratch / "leads")
     rows += compare_engines("100,000 leads, asked by whole leads", leads, leads, scratch / "whole")
     rows += compare_engines(f"{len(names):,} names, asked by names", names, names, scratch / "names")
-    return ["## Embedded engines", table(rows), ENGINES_NOTE]
+    return [table(rows), ENGINES_NOTE]
 
 
 ENGINES_NOTE = f"""Each line is a process of its own: the index is built in one thread, {QUERIES:,} queries (Tantivy and
 bm25s: {PEER_QUERIES:,} of them) ask for the top {K_BATCH} in a batch, {SINGLES} for the top {K_SINGLE} one by one.
-`peak MB` is the memory of that process with all texts in it. Ours finds the words of documents and queries itself within
-these times; Tantivy and bm25s get them ready. Ours and bm25s make an index anew to append; Tantivy adds a segment.
+`peak MB` is the memory of that process with all texts in it. Ours finds the words of documents and queries itself
+within these times; Tantivy and bm25s get them ready. Ours and bm25s make an index anew to append; Tantivy adds a
+segment.
 
 Ours is the choice: Tantivy's Python binding wraps its collector so that no document can be skipped (every posting of
 every word is scored), bm25s adds up a full array of scores a query, which at 2.6 million rows costs more than the
@@ -160,7 +173,6 @@ def elasticsearch(data: Path, scratch: Path) -> list[str]:
             queries = [asked[row] for row in random.Random(2).sample(range(len(asked)), QUERIES // 5)]
             search.append(compare_search(what, searcher, queries))
     return [
-        "## Elasticsearch",
         f"Loading {LEADS:,} leads into one shard, no refresh, no copies; both alternate, medians of three runs.",
         table(bulk),
         f"Self-join of the {LEADS:,} leads, top {K_BATCH}, {QUERIES // 5:,} queries; batches of 200 in `_msearch`, "
@@ -268,7 +280,7 @@ def agreement(data: Path, scratch: Path) -> list[str]:
                         **agree(ours, theirs),
                     }
                 )
-    return ["## Agreement of the embedded index with Elasticsearch", table(rows), AGREEMENT_NOTE]
+    return [table(rows), AGREEMENT_NOTE]
 
 
 AGREEMENT_NOTE = """Top 10 of every query. Overlap counts a row as common if its score equals the tenth's. `same order`
@@ -354,6 +366,11 @@ class running_node:  # noqa: N801 - a context manager used like a function
         self._node.kill()
 
 
+TITLES = {
+    "engines": "Embedded engines",
+    "elasticsearch": "Elasticsearch",
+    "agreement": "Agreement of the embedded index with Elasticsearch",
+}
 PARTS = {"engines": engines, "elasticsearch": elasticsearch, "agreement": agreement}
 
 if __name__ == "__main__":

@@ -61,7 +61,8 @@ def test_an_unknown_key_names_the_nearest(arguments: list[str]) -> None:
 
 def test_an_empty_source_is_named(arguments: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    refused([*arguments, f"source.uri={tmp_path / 'empty'}"], str(tmp_path / "empty"), "is empty or does not exist: check its uri")
+    place = tmp_path / "empty"
+    refused([*arguments, f"source.uri={place}"], f"{place} is empty or does not exist: check its uri")
 
 
 def test_a_missing_source_is_named(arguments: list[str], tmp_path: Path) -> None:
