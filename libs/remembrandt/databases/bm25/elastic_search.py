@@ -29,6 +29,8 @@ class ElasticsearchSearcher:
         assert info.index is not None, "an Elasticsearch index has a name"
         self.index = info.index
         self._fields = tuple(info.fields)
+        # Several shards must first agree on how rare a term is; one shard knows.
+        self._search_type = "query_then_fetch" if info.settings.get("shards") == 1 else "dfs_query_then_fetch"
         self._config = config
         threads = config.search_threads
         self._threads = _DEFAULT_THREADS if threads == "auto" else int(threads)
@@ -68,7 +70,7 @@ class ElasticsearchSearcher:
 
         def send() -> Sequence[Mapping[str, Any]]:
             answer = self._cluster.client.msearch(
-                index=self.index, searches=lines, search_type="dfs_query_then_fetch", filter_path=_WANTED
+                index=self.index, searches=lines, search_type=self._search_type, filter_path=_WANTED
             )
             responses: Sequence[Mapping[str, Any]] = answer["responses"]
             self._check(responses)
