@@ -75,11 +75,11 @@ def exact_search(
 
 
 def search_rows(
-    queries_BD: NDArray[np.float32], ids_N: NDArray[np.int64], vectors_ND: NDArray[np.float32], k: int
+    queries_BD: NDArray[np.float32], ids_N: NDArray[np.int64], vectors_ND: NDArray[np.floating], k: int
 ) -> Hits:
     """The true `k` best of a few rows."""
-    scores = (queries_BD.astype(np.float64) @ vectors_ND.astype(np.float64).T).astype(np.float32)
-    return top_k(np.broadcast_to(ids_N, scores.shape), scores, k)
+    scores = (queries_BD.astype(np.float64) @ vectors_ND.astype(np.float64, copy=False).T).astype(np.float32)
+    return merge_candidates(np.broadcast_to(ids_N, scores.shape), scores, k)
 
 
 def merge_candidates(ids_BN: NDArray[np.int64], scores_BN: NDArray[np.float32], k: int) -> Hits:

@@ -21,7 +21,6 @@ from remembrandt.databases.vectors.exact import (
     Fetch,
     merge_candidates,
     rescore,
-    search_rows,
     stack_hits,
 )
 from remembrandt.databases.vectors.factory import parse_factory
@@ -43,7 +42,7 @@ from remembrandt.errors import SearchError
 MAX_TIED = 16_384
 """Equal scores that are followed beyond k to order them by row id; more of them come in the index's order."""
 FEW_ROWS = 256
-FEW_SHARE = 1e-4
+FEW_SHARE = 1e-3
 """Up to this many allowed rows (or this share of all), fetching them is cheaper than scanning lists for them."""
 LEAST_COMPARED = 4096
 """Allowed rows that are compared at least (or all of them) under a mask: about half a millisecond a query."""
@@ -129,8 +128,7 @@ class VectorIndex:
         if not len(queries) or not available:
             return Hits(np.full((len(queries), k), PAD_ID, np.int64), np.full((len(queries), k), -np.inf, np.float32))
         if mask and not self._factory.exact and self._fetch and available <= max(FEW_ROWS, FEW_SHARE * self.rows):
-            ids = self._allowed_ids(mask)
-            return search_rows(queries, ids, self._fetch(ids), k)
+            return mask.search_few(queries, k, self._shards, self._fetch)
         step = self._step(k, available)
         parts = parallel_rows(lambda part_BD: self._search_in_steps(part_BD, k, mask, available, step), queries)
         return stack_hits(parts)
@@ -260,13 +258,6 @@ class VectorIndex:
                     del self._masks[next(iter(self._masks))]
                 self._masks[id(allowed_N)] = mask
             return mask
-
-    def _allowed_ids(self, mask: Mask) -> NDArray[np.int64]:
-        parts = [
-            np.flatnonzero(mask.allowed_N[s.file.first_id : s.file.first_id + s.file.rows]) + s.file.first_id
-            for s in self._shards
-        ]
-        return np.concatenate(parts)
 
     def _check(self, queries_BD: NDArray[np.float32], k: int, allowed_N: NDArray[np.bool_] | None) -> None:
         if k < 1:

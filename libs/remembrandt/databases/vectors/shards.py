@@ -10,8 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from remembrandt.databases.hits import PAD_ID
+from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
+from remembrandt.databases.vectors.exact import Fetch, search_rows
 from remembrandt.databases.vectors.runtime import GpuIndex, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
@@ -191,6 +192,9 @@ class Mask:
         selections: the selection of each shard, None where all or no rows of it may answer.
     """
 
+    KEPT_ROWS = 8192
+    """Fetched embeddings are kept for the next search up to this many rows."""
+
     def __init__(self, allowed_N: NDArray[np.bool_], shards: list[SearchableShard]) -> None:
         self.allowed_N = allowed_N
         parts = [allowed_N[s.file.first_id : s.file.first_id + s.file.rows] for s in shards]
@@ -199,6 +203,18 @@ class Mask:
             Selection.of(part, count) if 0 < count < len(part) else None
             for part, count in zip(parts, self.counts, strict=True)
         ]
+        self._kept: NDArray[np.float64] | None = None
+
+    def search_few(self, queries_BD: NDArray[np.float32], k: int, shards: list[SearchableShard], fetch: Fetch) -> Hits:
+        """The true `k` best of the allowed rows of these shards, by their fetched embeddings."""
+        spans = [(s.file.first_id, s.file.first_id + s.file.rows) for s in shards]
+        ids = np.concatenate([np.flatnonzero(self.allowed_N[first:stop]) + first for first, stop in spans])
+        if self._kept is None and len(ids) <= self.KEPT_ROWS:
+            self._kept = fetch(ids).astype(np.float64)
+        if self._kept is not None:
+            return search_rows(queries_BD, ids, self._kept, k)
+        parts = [ids[start : start + self.KEPT_ROWS] for start in range(0, len(ids), self.KEPT_ROWS)]
+        return Hits.merge([search_rows(queries_BD, part, fetch(part), k) for part in parts], k)
 
 
 def _selector(selection: Selection | None) -> Any | None:
