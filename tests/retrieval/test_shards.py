@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 from remembrandt.databases.hits import Hits
 from remembrandt.databases.manifest import ShardInfo, VectorsInfo
 from remembrandt.databases.vectors import ShardFile, VectorConfig, VectorIndex, build_shard, plan_vectors, train_index
+from remembrandt.databases.vectors.exact import Fetch, rescore
 from remembrandt.encoders.base import normalise
-from remembrandt.retrieval.shards import LookingIndex, RemoteIndex
+from remembrandt.retrieval.shards import LookingIndex, LookQuestion, Question, RemoteIndex
 
 ROWS, DIM, SHARD_ROWS = 3000, 32, 450
 FACTORIES = {
@@ -28,7 +30,8 @@ FACTORIES = {
 class Parts:
     """One index, and the same shards dealt out to several."""
 
-    def __init__(self, whole: VectorIndex, info: VectorsInfo, parts: Sequence[LookingIndex]) -> None:
+    def __init__(self, whole: VectorIndex, info: VectorsInfo, parts: Sequence[LookingIndex], fetch: Fetch) -> None:
+        self._fetch = fetch
         self.whole, self.parts, self._remote = whole, parts, RemoteIndex(info)
         self.looks = 0
 
@@ -37,14 +40,18 @@ class Parts:
         search = self._remote.search_remotely(queries_BD, k, available)
         question = next(search)
         while True:
-            self.looks += 1
             try:
-                question = search.send(
-                    [p.look(question.queries_BD, question.m, question.effort, allowed) for p in self.parts]
-                )
+                question = search.send(self._answer(question, allowed))
             except StopIteration as end:
                 hits: Hits = end.value
                 return hits
+
+    def _answer(self, question: Question, allowed: NDArray[np.bool_] | None) -> list[Any]:
+        if isinstance(question, LookQuestion):
+            self.looks += 1
+            return [part.look(question.queries_BD, question.m, question.effort, allowed) for part in self.parts]
+        portions = np.array_split(question.ids_BM, 3, axis=1)
+        return [rescore(question.queries_BD, ids_BM, self._fetch, question.k) for ids_BM in portions]
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def parts(request: pytest.FixtureRequest, rows: NDArray[np.float32], tmp_path_fa
     whole, *some = [VectorIndex.open(plan, folder / "trained", portion, rows.__getitem__) for portion in portions]
     shards = tuple(ShardInfo(path=str(f.path), first_id=f.first_id, rows=f.rows) for f in files)
     info = VectorsInfo(plan=plan.to_json(), shards=shards)
-    return Parts(whole, info, [LookingIndex.of(part) for part in some])
+    return Parts(whole, info, [LookingIndex.of(part) for part in some], rows.__getitem__)
 
 
 def assert_bit_equal(one: Hits, other: Hits) -> None:

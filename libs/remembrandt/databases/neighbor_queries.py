@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from remembrandt import encoders
 from remembrandt.configuration import Config
 from remembrandt.data.records import Source, SourceBlock
 from remembrandt.data.sources import SourceConfig, open_source
@@ -10,7 +11,6 @@ from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.embed import BaseRows
 from remembrandt.databases.manifest import Manifest, digest, encode_document
 from remembrandt.encoders import EncoderConfig
-from remembrandt.encoders.resolution import resolve
 from remembrandt.errors import ConfigError, EncoderMismatchError
 from remembrandt.storage import Store
 
@@ -83,12 +83,10 @@ def query_encoder(manifest: Manifest, queries: Queries, given: EncoderConfig | N
         raise ConfigError(
             f"database '{manifest.name}' was built from ready embeddings: set `encoder` to the one that made them"
         )
-    resolved = resolve(config)
-    if resolved.dim != manifest.dim or (
-        manifest.fingerprint is not None and resolved.fingerprint != manifest.fingerprint
-    ):
+    fingerprint = encoders.fingerprint_of(config)
+    if manifest.fingerprint is not None and fingerprint != manifest.fingerprint:
         raise EncoderMismatchError(
-            f"database '{manifest.name}' was embedded with {manifest.fingerprint or f'{manifest.dim} dimensions'}, "
-            f"not with {resolved.fingerprint}: leave `encoder` out, or build the database anew"
+            f"database '{manifest.name}' was embedded with {manifest.fingerprint}, "
+            f"not with {fingerprint}: leave `encoder` out, or build the database anew"
         )
     return config

@@ -16,6 +16,7 @@ from lance import LanceDataset
 from numpy.typing import NDArray
 from pydantic import Field
 
+from remembrandt import encoders
 from remembrandt.configuration import Config
 from remembrandt.data.decode import DecodeConfig
 from remembrandt.data.patches import PatchConfig
@@ -49,7 +50,6 @@ from remembrandt.databases.neighbor_queries import DatabaseRowsConfig, Queries, 
 from remembrandt.databases.rows import commit_rows
 from remembrandt.distributed import connect
 from remembrandt.encoders import EncoderConfig
-from remembrandt.encoders.resolution import resolve
 from remembrandt.errors import ConfigError, SearchError, SourceError
 from remembrandt.progress import format_seconds, say
 from remembrandt.storage import Store, open_store, split_uri
@@ -114,7 +114,7 @@ class _Plan:
             return self.queries.blocks(workers.block_size)
         if self.encoder is None:
             return self.queries.blocks(_AUTO_BLOCK_ITEMS[1])
-        transform = resolve(self.encoder).pixel_transform
+        transform = encoders.pixel_transform_of(self.encoder)
         per_item = transform.height * transform.width * 3
         return self.queries.blocks(int(np.clip(_AUTO_BLOCK_BYTES // per_item, *_AUTO_BLOCK_ITEMS)))
 
@@ -265,7 +265,7 @@ def _compute(
         fields=(),
         dim=plan.manifest.dim if clip else None,
         encoder=plan.encoder,
-        pixel_transform=resolve(plan.encoder).pixel_transform if plan.encoder else None,
+        pixel_transform=encoders.pixel_transform_of(plan.encoder) if plan.encoder else None,
     )
     job = SearchJob(plan.store, plan.manifest, queries, plan.search, plan.out)
     connect()

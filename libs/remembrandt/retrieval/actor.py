@@ -52,9 +52,17 @@ class DatabaseActor:
         self._database(verify)
         return os.getpid()
 
+    def search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
+        """`Database.search_embeddings`, where this actor has every shard."""
+        return self._database().search_embeddings(queries_BD, k, where)
+
     def look(self, queries_BD: NDArray[np.float32], m: int, effort: Effort, where: Filter | None) -> Look:
         """`ShardDatabase.look`."""
         return self._database().look(queries_BD, m, effort, where)
+
+    def rescore(self, queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], k: int) -> Hits:
+        """`ShardDatabase.rescore`."""
+        return self._database().rescore(queries_BD, ids_BM, k)
 
     def count(self, where: Filter) -> int:
         """`ShardDatabase.count`."""

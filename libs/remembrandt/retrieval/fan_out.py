@@ -4,7 +4,8 @@ Letters in names: B queries, D embedding, K results, N rows.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
@@ -13,8 +14,11 @@ from numpy.typing import NDArray
 from remembrandt.databases.hits import Filter, Hits
 from remembrandt.databases.manifest import VectorsInfo
 from remembrandt.databases.vectors.exact import stack_hits
+from remembrandt.encoders.base import normalise
 from remembrandt.retrieval.members import Group
-from remembrandt.retrieval.shards import RemoteIndex, Search, padding
+from remembrandt.retrieval.shards import LookQuestion, RemoteIndex, Search, padding
+
+ResultT = TypeVar("ResultT")
 
 _INLINE_BYTES = 100_000
 _COUNTS_KEPT = 256
@@ -34,7 +38,11 @@ class FanOut:
         self._counts: dict[Filter, int] = {}
 
     async def search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
-        """As `VectorIndex.search`, of normalised queries."""
+        """As `Database.search_embeddings`, of queries of any norm."""
+        if len(self._groups) == 1:
+            hits: Hits = await self._groups[0].ask("search", queries_BD, k, where)
+            return hits
+        queries_BD = normalise(queries_BD)
         available = self._index.rows if where is None else await self._count(where)
         if not len(queries_BD) or not available:
             return padding(len(queries_BD), k)
@@ -43,28 +51,32 @@ class FanOut:
             return few
         step = self._index.queries_at_once(k, available)
         runs = [queries_BD[i : i + step] for i in range(0, len(queries_BD), step)]
-        async with asyncio.TaskGroup() as tasks:
-            parts = [
-                tasks.create_task(self._carry(self._index.search_remotely(run_BD, k, available), where))
-                for run_BD in runs
-            ]
-        return stack_hits([part.result() for part in parts])
+        searches = [self._carry(self._index.search_remotely(run_BD, k, available), where) for run_BD in runs]
+        return stack_hits(await gather(searches))
 
     async def _carry(self, search: Search, where: Filter | None) -> Hits:
-        """Carries the questions of one search to every group, and the looks back."""
+        """Carries the questions of one search to the groups, and the answers back."""
         question = next(search)
         while True:
-            # What Ray does not send inline it would store once a group.
-            large = question.queries_BD.nbytes > _INLINE_BYTES and len(self._groups) > 1
-            queries = ray.put(question.queries_BD) if large else question.queries_BD
-            arguments = (queries, question.m, question.effort, where)
-            async with asyncio.TaskGroup() as tasks:
-                asked = [tasks.create_task(group.ask("look", *arguments)) for group in self._groups]
+            queries = self._sent(question.queries_BD)
+            if isinstance(question, LookQuestion):
+                asked = [group.ask("look", queries, question.m, question.effort, where) for group in self._groups]
+            else:
+                portions = np.array_split(question.ids_BM, min(len(self._groups), question.ids_BM.shape[1]), axis=1)
+                asked = [
+                    group.ask("rescore", queries, ids_BM, question.k)
+                    for group, ids_BM in zip(self._groups, portions, strict=False)
+                ]
             try:
-                question = search.send([task.result() for task in asked])
+                question = search.send(await gather(asked))
             except StopIteration as end:
                 hits: Hits = end.value
                 return hits
+
+    def _sent(self, queries_BD: NDArray[np.float32]) -> Any:
+        """What Ray does not send inline it would store once a group: large queries are stored once for all."""
+        large = queries_BD.nbytes > _INLINE_BYTES and len(self._groups) > 1
+        return ray.put(queries_BD) if large else queries_BD
 
     async def _count(self, where: Filter) -> int:
         """How many rows a filter allows; a version never changes, so it is asked once."""
@@ -74,3 +86,12 @@ class FanOut:
                 self._counts.pop(next(iter(self._counts)))
             self._counts[where] = count
         return self._counts[where]
+
+
+async def gather(work: Sequence[Coroutine[Any, Any, ResultT]]) -> list[ResultT]:
+    """All results in order; the first failure ends the others."""
+    if len(work) == 1:
+        return [await work[0]]
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(coroutine) for coroutine in work]
+    return [task.result() for task in running]

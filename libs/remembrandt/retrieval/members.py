@@ -42,8 +42,7 @@ class Member:
         """
         self.in_flight += 1
         try:
-            handle = self._handles[-1] if self._handles else await asyncio.to_thread(self._find)
-            return await getattr(handle, method).remote(*arguments)
+            return await getattr(await self._handle(), method).remote(*arguments)
         except _LOST:
             self.recover()
             raise
@@ -64,9 +63,9 @@ class Member:
             retry=retry_if_exception_type(_LOST), wait=wait_exponential(multiplier=0.1, max=2.0), reraise=True
         ):
             with attempt:
-                handle = await asyncio.to_thread(self._find)
+                again = attempt.retry_state.attempt_number > 1
                 try:
-                    return int(await handle.open.remote(verify))
+                    return int(await (await self._handle(fresh=again)).open.remote(verify))
                 except _LOST as error:
                     self.last_loss = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
                     raise
@@ -77,10 +76,13 @@ class Member:
         if self._handles:
             ray.kill(self._handles[-1])
 
+    async def _handle(self, *, fresh: bool = False) -> Any:
+        if fresh or not self._handles:
+            self._handles.append(await asyncio.to_thread(self._find))
+        return self._handles[-1]
+
     def _find(self) -> Any:
-        handle = ray.remote(DatabaseActor).options(**self._options).remote(*self._arguments)
-        self._handles.append(handle)
-        return handle
+        return ray.remote(DatabaseActor).options(**self._options).remote(*self._arguments)
 
     def _recovered(self, task: "asyncio.Task[int]") -> None:
         self.recovery = None

@@ -24,7 +24,6 @@ from remembrandt.databases.hits import Filter, Hits
 from remembrandt.databases.manifest import Manifest, digest, encode_document
 from remembrandt.databases.rows import Row
 from remembrandt.distributed import connect, plain_error
-from remembrandt.encoders.base import normalise
 from remembrandt.errors import SearchError, ServiceError
 from remembrandt.progress import say
 from remembrandt.retrieval.actor import Pin
@@ -201,7 +200,7 @@ class RetrievalPool:
                 f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to "
                 f"{self.num_rows:,}"
             )
-        return self._submit(self._fan_out.search(normalise(queries), k, where or None))
+        return self._submit(self._fan_out.search(queries, k, where or None))
 
     def submit_search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Future[Hits]:
         """`search_bm25` without waiting."""

@@ -12,13 +12,13 @@ from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.database import Database
-from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
+from remembrandt.databases.hits import PAD_ID, Filter, Hits
 from remembrandt.databases.manifest import VectorsInfo
 from remembrandt.databases.vectors import ShardFile, VectorIndex, VectorPlan
 from remembrandt.databases.vectors.exact import merge_candidates, rescore, search_rows
@@ -31,15 +31,13 @@ class Look:
     """What one process finds in its shards.
 
     Attributes:
-        ids: (B, M) int64 row ids, best first by the index's own scores; PAD_ID where there are fewer.
-        scores: (B, M) float32, those scores.
-        exact: (B, M) float32 exact cosines of the same rows, or None where the index's scores are final.
+        ids: (B, M) row ids, best first, int32 where they fit (it is sent); PAD_ID where there are fewer.
+        scores: (B, M) float32; exact cosines where the index holds vectors in full precision, else the index's own.
         left_out: (B,) float32, the best score that a row not among them may have.
     """
 
-    ids: NDArray[np.int64]
+    ids: NDArray[np.integer]
     scores: NDArray[np.float32]
-    exact: NDArray[np.float32] | None
     left_out: NDArray[np.float32]
 
 
@@ -49,6 +47,10 @@ class ShardDatabase(Database):
     def look(self, queries_BD: NDArray[np.float32], m: int, effort: Effort, where: Filter | None) -> Look:
         """The best `m` rows of each normalised query among these shards."""
         return self._looking.look(queries_BD, m, effort, self._mask(where) if where else None)
+
+    def rescore(self, queries_BD: NDArray[np.float32], ids_BM: NDArray[np.integer], k: int) -> Hits:
+        """The `k` best of candidates, which may be any rows, by exact cosine."""
+        return rescore(queries_BD, ids_BM.astype(np.int64), self._embeddings.take_normalised, k)
 
     def count(self, where: Filter) -> int:
         """How many of all N rows a filter allows."""
@@ -69,42 +71,46 @@ class LookingIndex(VectorIndex):
 
     @classmethod
     def of(cls, index: VectorIndex) -> Self:
+        """The same open shards."""
         return cls(index.plan, index._trained, index._shards, index._fetch)
 
     def look(self, queries_BD: NDArray[np.float32], m: int, effort: Effort, allowed: NDArray[np.bool_] | None) -> Look:
+        """One pass over these shards; `allowed` is a mask over all rows of the database."""
         queries = np.ascontiguousarray(queries_BD, dtype=np.float32)
         mask = self._mask(allowed) if allowed is not None else None
         if not (sum(mask.counts) if mask else self.rows):
-            empty = np.empty((len(queries), 0), np.float32)
-            return Look(empty.astype(np.int64), empty, empty, np.full(len(queries), -np.inf, np.float32))
+            nothing = padding(len(queries), 0)
+            return Look(nothing.ids, nothing.scores, np.full(len(queries), -np.inf, np.float32))
         vectors = self._trained.transform(queries) if self._trained else queries
         found = self._pass(vectors, m, effort, mask)
-        ids, scores = found.hits.ids, found.hits.scores
-        return Look(ids, scores, self._exact(queries, ids), found.left_out)
-
-    def _exact(self, queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        """Exact cosines of candidates, in the order of the candidates."""
-        if not (self._factory.exact or self.plan.rerank):
-            return None
-        fetch = self._fetch if self.plan.rerank and self._fetch else self._stored
-        ranked = rescore(queries_BD, ids_BM, fetch, ids_BM.shape[1])
-        exact_BM = np.empty(ids_BM.shape, np.float32)
-        by_id = np.take_along_axis(ranked.scores, np.argsort(ranked.ids, axis=1, kind="stable"), axis=1)
-        np.put_along_axis(exact_BM, np.argsort(ids_BM, axis=1, kind="stable"), by_id, axis=1)
-        return exact_BM
+        hits = found.hits
+        if self._factory.exact and not self.plan.rerank:
+            hits = rescore(queries, hits.ids, self._stored, m)
+        small = self.plan.rows <= np.iinfo(np.int32).max
+        return Look(hits.ids.astype(np.int32 if small else np.int64), hits.scores, found.left_out)
 
 
 @dataclass(frozen=True)
-class Question:
-    """What a search must know to go on: a call of `ShardDatabase.look`, to be answered for all shards."""
+class LookQuestion:
+    """What a search must know to go on: `ShardDatabase.look`, from every group of shards."""
 
     queries_BD: NDArray[np.float32]
     m: int
     effort: Effort
 
 
-Search = Generator[Question, list[Look], Hits]
-"""Yields questions, takes the looks of all groups of shards, returns hits."""
+@dataclass(frozen=True)
+class RescoreQuestion:
+    """What a search must know to go on: `ShardDatabase.rescore` of the candidates, in any number of portions of M."""
+
+    queries_BD: NDArray[np.float32]
+    ids_BM: NDArray[np.int64]
+    k: int
+
+
+Question = LookQuestion | RescoreQuestion
+Search = Generator[Question, list[Any], Hits]
+"""Yields questions, takes the answers (looks of all groups; hits of all portions), returns hits."""
 
 
 class RemoteIndex(VectorIndex):
@@ -117,7 +123,7 @@ class RemoteIndex(VectorIndex):
     def __init__(self, info: VectorsInfo) -> None:
         files = [_RemoteShard(ShardFile(Path(s.path), s.first_id, s.rows)) for s in info.shards]
         super().__init__(VectorPlan.from_json(info.plan), None, files, _no_fetch)
-        self._answers: list[list[Look]] = []
+        self._answers: list[list[Any]] = []
         self._next = 0
 
     def queries_at_once(self, k: int, available: int) -> int:
@@ -131,7 +137,7 @@ class RemoteIndex(VectorIndex):
     def search_remotely(self, queries_BD: NDArray[np.float32], k: int, available: int) -> Search:
         """One search of normalised queries, of which `available` rows may be the answer.
 
-        The search is deterministic, so it is begun anew with each answer: nearly always, one is enough.
+        The search is deterministic, so it is begun anew with each answer: nearly always, one or two are enough.
         """
         index = copy(self)
         index._answers = []
@@ -143,40 +149,29 @@ class RemoteIndex(VectorIndex):
                 index._answers.append((yield unanswered.question))
 
     def _pass(self, vectors_BD: NDArray[np.float32], m: int, effort: Effort, mask: Mask | None) -> _Found:
-        if self._next == len(self._answers):
-            raise _UnansweredError(Question(np.ascontiguousarray(vectors_BD), m, effort))
-        looks = self._answers[self._next]
-        self._next += 1
-        ids = np.concatenate([look.ids for look in looks], axis=1)
+        looks: list[Look] = self._answer(LookQuestion(np.ascontiguousarray(vectors_BD), m, effort))
+        ids = np.concatenate([look.ids for look in looks], axis=1).astype(np.int64)
         scores = np.concatenate([look.scores for look in looks], axis=1)
-        hits = merge_candidates(ids, scores, m)
-        parts = [look.exact for look in looks if look.exact is not None]
-        if parts:
-            last_ids, last_scores = hits.ids[:, -1:], hits.scores[:, -1:]
-            among = (scores > last_scores) | ((scores == last_scores) & (ids <= last_ids))
-            among |= last_ids == PAD_ID
-            hits = _Exact(hits.ids, hits.scores, Hits(np.where(among, ids, PAD_ID), np.concatenate(parts, axis=1)))
-        return _Found(hits, np.max([look.left_out for look in looks], axis=0))
+        return _Found(merge_candidates(ids, scores, m), np.max([look.left_out for look in looks], axis=0))
 
     def _order(self, queries_BD: NDArray[np.float32], found: Hits, k: int, reranks: bool) -> Hits:
-        if isinstance(found, _Exact):
-            return top_k(found.exact.ids, found.exact.scores, k)
+        if reranks:
+            return Hits.merge(self._answer(RescoreQuestion(queries_BD, found.ids, k)), k)
         return merge_candidates(found.ids, found.scores, k)
+
+    def _answer(self, question: Question) -> list[Any]:
+        if self._next == len(self._answers):
+            raise _UnansweredError(question)
+        self._next += 1
+        return self._answers[self._next - 1]
 
 
 class _UnansweredError(Exception):
-    """A search cannot go on without looks that were not made yet."""
+    """A search cannot go on without an answer that it did not get yet."""
 
     def __init__(self, question: Question) -> None:
         super().__init__()
         self.question = question
-
-
-@dataclass(frozen=True)
-class _Exact(Hits):
-    """The best M candidates by the index's scores, and the same rows, in any order, with exact cosines."""
-
-    exact: Hits
 
 
 @dataclass
@@ -195,4 +190,4 @@ def padding(count: int, k: int) -> Hits:
 
 
 def _no_fetch(ids_N: NDArray[np.int64]) -> NDArray[np.float32]:
-    raise AssertionError("exact cosines come with the candidates")
+    raise AssertionError("exact cosines are asked for")
