@@ -32,7 +32,7 @@ def values(emoji_like_database: str, tmp_path: Path) -> dict[str, Any]:
         "train_set": {"kind": "database", "uri": emoji_like_database},
         "out": str(tmp_path / "neighbors"),
         "search": {"num_neighbors": 3, "similarities": ["clip", "bm25"]},
-        "workers": {"block_size": 8, "searchers": 1},
+        "workers": {"block_size": 16, "searchers": 1},
     }
 
 
@@ -52,7 +52,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(command: list[str]
     planned = run(command, ray_cluster, "--dry-run", "--json")
     assert planned.returncode == 0, planned.stderr
     plan = json.loads(planned.stdout)
-    assert (plan["finished"], plan["items"], plan["blocks"]) == (False, 320, 40)
+    assert (plan["finished"], plan["items"], plan["blocks"]) == (False, 320, 20)
     assert not Path(plan["out"]).exists()
 
 
@@ -63,7 +63,7 @@ def test_a_killed_run_is_finished_by_running_it_again(
     with subprocess.Popen(command, env=ray_cluster.environment, stderr=subprocess.DEVNULL) as process:
         wait_until(lambda: process.poll() is not None or len(list(building.rglob("*.json"))) > 2, "blocks", 200)
         os.kill(process.pid, signal.SIGKILL)
-    assert 2 < len(list(building.rglob("*.json"))) < 40
+    assert 2 < len(list(building.rglob("*.json"))) < 20
     with pytest.raises(VersionError, match="no finished neighbours"):
         Neighbors.open(values["out"])
 
