@@ -158,7 +158,9 @@ def peer_rate(images: Path, checkpoint: Path, scratch: Path) -> float | None:
         text=True,
         check=True,
     )
-    return float(json.loads(result.stdout.splitlines()[-1])["steady"])
+    # Its logger processes print as well, some of them last.
+    (line,) = [line for line in result.stdout.splitlines() if line.startswith('{"steady"')]
+    return float(json.loads(line)["steady"])
 
 
 if __name__ == "__main__":

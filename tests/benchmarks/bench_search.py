@@ -82,10 +82,12 @@ def prepare(work: Path, rows: int) -> NDArray[np.float32]:
             (folder / part).mkdir(parents=True)
         for number in range(DISTINCT_IMAGES):
             noise = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(noise).resize((128, 128)).save(folder / "images" / f"{number:04d}.jpg", quality=85)
+            Image.fromarray(noise).resize((128, 128)).save(folder / "images" / f"{number:07d}.jpg", quality=85)
         vectors_ND = np.concatenate([draw(50_000) for _ in range(rows // 50_000)])
         np.save(folder / "img_emb" / "img_emb_0.npy", vectors_ND.astype(np.float16))
-        paths = [str(folder / "images" / f"{i % DISTINCT_IMAGES:04d}.jpg") for i in range(rows)]
+        paths = [str(folder / "images" / f"{i:07d}.jpg") for i in range(rows)]
+        for number, path in enumerate(paths[DISTINCT_IMAGES:], start=DISTINCT_IMAGES):
+            os.link(paths[number % DISTINCT_IMAGES], path)
         captions = [f"caption of item number {i}, one of many" for i in range(rows)]
         keys = [f"{i:09d}" for i in range(rows)]
         columns = {"caption": pa.array(captions), "image_path": pa.array(paths), "key": pa.array(keys)}

@@ -25,7 +25,7 @@ import psutil
 from numpy.typing import NDArray
 
 from remembrandt.databases.hits import Hits
-from remembrandt.databases.planning import Workload, load_rates, measure_rates, plan_capacity, save_rates
+from remembrandt.databases.planning import Workload, measure_rates, plan_capacity
 from remembrandt.databases.vectors import (
     RecallReport,
     ShardFile,
@@ -46,6 +46,7 @@ from tests.benchmarks.report import median_seconds, table, write_report
 
 DIM, CLUSTERS, K, QUERIES = 512, 2000, 20, 1000
 BLOCK = 50_000
+PEER_SECONDS = 900
 PEER = Path(__file__).with_name("peer_autofaiss.py")
 COMMAND = "python tests/benchmarks/bench_vectors.py"
 
@@ -231,9 +232,11 @@ def autofaiss(data: Data, scratch: Path, memory: str) -> dict[str, object] | Non
         return None
     say("autofaiss")
     arguments = [data.folder / "vectors", data.folder / "queries.npy", data.folder / "truth.npy", scratch / "autofaiss"]
-    done = subprocess.run(
-        [python, PEER, *arguments, memory, str(num_threads())], capture_output=True, text=True, check=False
-    )
+    command = [python, PEER, *arguments, memory, str(num_threads())]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PEER_SECONDS)
+    except subprocess.TimeoutExpired:
+        return {"index": f"autofaiss, {memory}", "build": f"not finished after {PEER_SECONDS} s"}
     if done.returncode:
         raise SystemExit(f"autofaiss failed: {done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
@@ -268,12 +271,8 @@ def masks(index: VectorIndex, data: Data) -> str:
 
 def against_plan(built: Built, data: Data, scratch: Path) -> str:
     """Planned and actual memory, disk and time."""
-    rates = load_rates()
-    if rates is None:
-        rates = measure_rates()
-        save_rates(rates)
     workload = Workload(rows=len(data.vectors_ND), dim=DIM, bm25=False, cores=num_threads())
-    planned = plan_capacity(workload, VectorConfig(), rates)
+    planned = plan_capacity(workload, VectorConfig(), measure_rates(None))
     (scratch / "built.json").write_text(
         json.dumps({"plan": built.plan.to_json(), "trained": str(built.trained), "shards": _plain(built.shards)})
     )

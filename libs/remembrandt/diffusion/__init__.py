@@ -1,0 +1,1 @@
+"""Numerics of diffusion alone: noise schedules, guidance, samplers. Tensors in, tensors out."""
