@@ -26,6 +26,8 @@ remembrandt datasets prepare emoji --out "$demo/data/emoji"
 if is_built; then
   step "The database is there"
 else
+  step "Planning: what such a database needs, from rates measured here"
+  remembrandt plan --rows 14000 --budget 1GB --image-bytes 8kB
   step "Starting Ray"
   trap 'cluster/local.sh down' EXIT
   trap 'exit 130' INT

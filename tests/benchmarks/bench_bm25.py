@@ -94,8 +94,8 @@ segment.
 
 Ours is the choice: Tantivy's Python binding wraps its collector so that no document can be skipped (every posting of
 every word is scored), bm25s adds up a full array of scores a query, which at 2.6 million rows costs more than the
-search, and neither gives Lucene's scores or orders equal scores by row. Ours skips, is memory-mapped, filters, gives
-the same bytes for the same rows, and has Elasticsearch's scores to the last bit (below)."""
+search. Ours skips, is memory-mapped, filters, gives the same bytes for the same rows, and has Elasticsearch's scores to
+the last bit (below)."""
 
 
 def compare_engines(what: str, texts: Sequence[str], asked: Sequence[str], folder: Path) -> Rows:

@@ -152,15 +152,9 @@ def peer_rate(images: Path, checkpoint: Path, scratch: Path) -> float | None:
     python = os.environ.get("PEER_PYTHON")
     if not python:
         return None
-    result = subprocess.run(
-        [python, str(PEER), str(images), str(checkpoint), str(scratch / "peer")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    # Its logger processes print as well, some of them last.
-    (line,) = [line for line in result.stdout.splitlines() if line.startswith('{"steady"')]
-    return float(json.loads(line)["steady"])
+    answer = scratch / "peer.json"
+    subprocess.run([python, str(PEER), str(images), str(checkpoint), str(scratch / "peer"), str(answer)], check=True)
+    return float(json.loads(answer.read_text())["steady"])
 
 
 if __name__ == "__main__":
