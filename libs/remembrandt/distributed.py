@@ -13,10 +13,11 @@ from remembrandt.errors import RemembrandtError, ServiceError
 _IN_FLIGHT_PER_CPU = 2
 
 
-def connect(show_workers: bool = False) -> None:
+def connect(*, show_workers: bool = False, dashboard: bool = False) -> None:
     """Joins the cluster that `RAY_ADDRESS` or the job names; without one, starts a local instance on this machine.
 
-    With `show_workers` what the workers print appears here too, each line with its origin.
+    With `show_workers` what the workers print appears here too, each line with its origin. A local instance has a
+    dashboard only if asked: it serves the state API, which Ray Train watches its runs by.
 
     Raises:
         ServiceError: an address is given and nothing answers there.
@@ -26,7 +27,7 @@ def connect(show_workers: bool = False) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size())
+        ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size(dashboard))
     except Exception as error:  # this very class is what Ray raises when its processes are late
         raise _no_ray(error) from error
 
@@ -39,11 +40,11 @@ def _no_ray(error: Exception) -> ServiceError:
     return ServiceError(f"Ray did not start on this machine ({reason}): try again when it is less busy")
 
 
-def _local_size() -> dict[str, Any]:
+def _local_size(dashboard: bool) -> dict[str, Any]:
     """Size of a local instance: `REMEMBRANDT_RAY_CPUS` and `REMEMBRANDT_RAY_OBJECT_STORE_MB`, else Ray's own choice."""
     if os.environ.get("RAY_ADDRESS"):
         return {}
-    size: dict[str, Any] = {"include_dashboard": False}
+    size: dict[str, Any] = {"include_dashboard": dashboard}
     if cpus := os.environ.get("REMEMBRANDT_RAY_CPUS"):
         size["num_cpus"] = int(cpus)
     if megabytes := os.environ.get("REMEMBRANDT_RAY_OBJECT_STORE_MB"):

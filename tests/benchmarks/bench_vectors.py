@@ -2,7 +2,7 @@
 
 200k and 1M × 512: 2,000 random unit centres, noise of 0.7 with a spectrum that decays as (i + 1)^-0.6.
 
-    python tests/benchmarks/bench_vectors.py [--rows 200000 1000000] [--folder FOLDER] [--real embeddings.npy]
+    python -m tests.benchmarks.bench_vectors [--rows 200000 1000000] [--folder FOLDER] [--real embeddings.npy]
 
 PEER_PYTHON names the interpreter of an environment with autofaiss (`pip install autofaiss==2.18.0 faiss-cpu==1.15.1
 'setuptools<70'`; clip-retrieval's has it too). `--real` adds rows of a real encoder to the synthetic ones.
@@ -47,8 +47,9 @@ from tests.benchmarks.report import median_seconds, table, write_report
 DIM, CLUSTERS, K, QUERIES = 512, 2000, 20, 1000
 BLOCK = 50_000
 PEER_SECONDS = 900
+ROOT = Path(__file__).parents[2]
 PEER = Path(__file__).with_name("peer_autofaiss.py")
-COMMAND = "python tests/benchmarks/bench_vectors.py"
+COMMAND = "make bench"
 
 
 @dataclass(frozen=True)
@@ -278,8 +279,16 @@ def against_plan(built: Built, data: Data, scratch: Path) -> str:
     )
     growth = {}
     for mode in ("mapped", "read"):
-        command = [sys.executable, __file__, "--memory", scratch / "built.json", data.folder / "queries.npy", mode]
-        growth[mode] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.bench_vectors",
+            "--memory",
+            scratch / "built.json",
+            data.folder / "queries.npy",
+            mode,
+        ]
+        growth[mode] = int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
     seconds = built.train_seconds + built.add_seconds
     lines = [
         _beside("memory, mapped and searched", planned.memory_per_actor, growth["mapped"], format_bytes),

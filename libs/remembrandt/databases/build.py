@@ -54,8 +54,9 @@ from remembrandt.storage import Store
 from remembrandt.storage.ledger import FileRecord, Ledger, describe_file
 
 _SHOWN_FAILURES = 5
-_AUTO_BLOCK_BYTES = 32 * 1024 * 1024
+_AUTO_BLOCK_BYTES = 8 * 1024 * 1024
 _AUTO_BLOCK_ITEMS = (64, 4096)
+_AUTO_BLOCKS = 4096
 _QUERY_SEED = 20
 
 
@@ -349,7 +350,9 @@ def _base_blocks(catalog: Catalog, base: Manifest | None, config: BuildConfig) -
 
 
 def _block_size(config: BuildConfig, source: Source, encoder: ResolvedModel | None) -> int:
-    """Items a block: as many as keep its pixels near 32 MB, so that a kill costs little and workers hold little."""
+    """Items a block: as many as keep its pixels near 8 MB, so that a kill costs little and no worker is long the last
+    one at work; more where the source is so large that there would be too many blocks.
+    """
     if config.workers.block_size != "auto":
         return config.workers.block_size
     if encoder is None or source.has_embeddings:
@@ -357,7 +360,8 @@ def _block_size(config: BuildConfig, source: Source, encoder: ResolvedModel | No
     transform = encoder.pixel_transform
     per_image = config.patches.per_image[1] if config.patches.mode == "patches" else 1
     per_item = transform.height * transform.width * 3 * per_image
-    return int(np.clip(_AUTO_BLOCK_BYTES // per_item, *_AUTO_BLOCK_ITEMS))
+    items = sum(block.stop - block.start for block in source.blocks(_AUTO_BLOCK_ITEMS[1]))
+    return int(np.clip(max(_AUTO_BLOCK_BYTES // per_item, items // _AUTO_BLOCKS), *_AUTO_BLOCK_ITEMS))
 
 
 def _excluded(config: BuildConfig, base_store: Store | None) -> Excluded:

@@ -190,6 +190,10 @@ class Database:
                 raise SearchError(f"database '{self.name}' has no column '{column}': {nearest(column, known)}")
         return take_rows(self.dataset, self._check_ids(ids).tolist(), wanted, self.manifest.fields)
 
+    def select(self, where: Filter | None = None) -> NDArray[np.int64]:
+        """Ids of the rows that a filter allows, in order; None: of all."""
+        return np.flatnonzero(self._mask(where)).astype(np.int64) if where else np.arange(self.num_rows)
+
     def images(self, ids: ArrayLike) -> list[Image.Image | None]:
         """Decoded RGB images of rows; None where a row has none."""
         found = self.rows(ids, ["image"])

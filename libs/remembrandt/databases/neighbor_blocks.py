@@ -36,6 +36,7 @@ class NeighborSearchConfig(Config):
     Attributes:
         num_neighbors: k stored a query (P1 stores 20).
         similarities: `clip` (embeddings of the images), `bm25` (the query's caption against captions), or both.
+        where: column → allowed values; only such rows of the database are neighbours.
         store_embeddings: also store the neighbours' raw embeddings (fp16), so that training needs no database.
         store_boxes: also store the neighbours' patch boxes.
     """
@@ -43,6 +44,7 @@ class NeighborSearchConfig(Config):
     num_neighbors: int = Field(20, ge=1)
     similarities: tuple[Similarity, ...] = Field(("clip",), min_length=1)
     exclude: ExclusionConfig = ExclusionConfig()
+    where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     store_embeddings: bool = False
     store_boxes: bool = False
 
@@ -137,7 +139,8 @@ class SearchBlock:
         self._job = job
         self._database = Database.open_unpublished(job.database, job.manifest)
         rows = Identities.of_database(self._database)
-        self._finder = NeighborFinder(self._database, rows, job.search.num_neighbors, job.search.exclude)
+        search = job.search
+        self._finder = NeighborFinder(self._database, rows, search.num_neighbors, search.exclude, search.where)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         number, table, shape = int(item["number"]), _unpack(item["rows"]), json.loads(item["shape"])

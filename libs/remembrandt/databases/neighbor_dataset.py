@@ -55,11 +55,13 @@ class NeighborsManifest(Document):
     database: SearchedDatabase
     encoder: dict[str, str] | None
     train_set: dict[str, Any]
+    train_set_fingerprint: str
     queries: int
     failed: int
     num_neighbors: int
     similarities: tuple[Similarity, ...]
     exclude: ExclusionConfig
+    where: dict[str, tuple[str, ...]]
     embeddings: bool
     boxes: bool
     incomplete: dict[str, int]

@@ -6,7 +6,7 @@ Letters in names: B queries, K neighbours, F fetched candidates, N rows, D embed
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -125,10 +125,20 @@ class NeighborFinder:
     Candidates beyond k are fetched and the excluded ones dropped; a query left with too few fetches many more; one that
     still has too few (its group is large) is searched with its excluded rows masked; and exactly, where an approximate
     index does not look far enough even then.
+
+    Args:
+        where: column → allowed values: only such rows are neighbours.
     """
 
-    def __init__(self, database: RowSearcher, rows: Identities, num_neighbors: int, exclude: ExclusionConfig) -> None:
-        self._database, self._rows, self._k = database, rows, num_neighbors
+    def __init__(
+        self,
+        database: RowSearcher,
+        rows: Identities,
+        num_neighbors: int,
+        exclude: ExclusionConfig,
+        where: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        self._database, self._rows, self._k, self._where = database, rows, num_neighbors, dict(where or {})
         parts = (exclude.same_key, exclude.same_group, exclude.duplicates)
         self._compared = [column for column, wanted in enumerate(parts) if wanted]
 
@@ -164,7 +174,7 @@ class NeighborFinder:
             still_open = []
             for first in range(0, len(open_B), _QUERIES_AT_ONCE):
                 some_B = open_B[first : first + _QUERIES_AT_ONCE]
-                hits = search(some_B, min(fetch, self._database.num_rows), None)
+                hits = search(some_B, min(fetch, self._database.num_rows), self._filter())
                 kept = self._without_excluded(queries, some_B, hits)
                 found.ids[some_B], found.scores[some_B] = kept.ids, kept.scores
                 complete_B = (kept.ids != PAD_ID).all(axis=1)
@@ -174,12 +184,16 @@ class NeighborFinder:
             open_B = np.concatenate([open_B[:0], *still_open])
         for position in open_B.tolist():
             excluded = self._excluded_rows(queries, position)
-            masked = search(np.array([position]), self._k, Filter(exclude_ids=tuple(excluded.tolist())))
+            masked = search(np.array([position]), self._k, self._filter(tuple(excluded.tolist())))
             attainable = min(self._k, self._database.num_rows - len(excluded))
-            if exactly is not None and (masked.ids != PAD_ID).sum() < attainable:
+            # Under a filter, how many rows are attainable is not known here; a masked search looks further by itself.
+            if exactly is not None and not self._where and (masked.ids != PAD_ID).sum() < attainable:
                 masked = exactly(position, excluded)
             found.ids[position], found.scores[position] = masked.ids[0], masked.scores[0]
         return found
+
+    def _filter(self, exclude_ids: tuple[int, ...] = ()) -> Filter | None:
+        return Filter(equals=self._where, exclude_ids=exclude_ids) or None
 
     def _without_excluded(self, queries: QueryBatch, positions_B: NDArray[np.int64], hits: Hits) -> Hits:
         theirs_BF3 = self._rows.hashes_N3[np.maximum(hits.ids, 0)]

@@ -60,6 +60,13 @@ class Objective(Protocol):
     def sample(self, model: nn.Module, batch: Tensors, seeds_B: NDArray[np.int64]) -> torch.Tensor:
         """Pictures for the log: (B, 3, H, W) float32 in [0, 1], conditioned on what is in the batch."""
 
+    def load(self, model: nn.Module, folder: Path) -> None:
+        """Takes over the weights of a finished model's folder.
+
+        Raises:
+            ConfigError: no such model there, or one of another shape.
+        """
+
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the weights as safetensors in diffusers' folder layout, with all that sampling needs to know."""
 

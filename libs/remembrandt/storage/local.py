@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from pyarrow.fs import FileSystem, LocalFileSystem
+
 from remembrandt.errors import StorageError
 from remembrandt.storage.store import ConflictError, Entry, Store
 
@@ -107,6 +109,9 @@ class LocalStore(Store):
 
     def lance(self, path: str) -> tuple[str, dict[str, str]]:
         return str(self.root / path), {}
+
+    def arrow(self) -> tuple[FileSystem, str]:
+        return LocalFileSystem(), str(self.root.absolute())
 
     def check_writable(self) -> None:
         name = f"{_TEMPORARY}{uuid.uuid4().hex}"

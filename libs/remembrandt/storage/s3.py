@@ -13,6 +13,7 @@ import boto3
 from botocore.client import BaseClient
 from botocore.config import Config as BotoConfig
 from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+from pyarrow.fs import FileSystem, S3FileSystem
 
 from remembrandt.errors import ConfigError, StorageError
 from remembrandt.storage.store import ConflictError, Entry, Store
@@ -132,6 +133,16 @@ class S3Store(Store):
 
     def lance(self, path: str) -> tuple[str, dict[str, str]]:
         return f"{self.uri}/{path}", self._lance_options
+
+    def arrow(self) -> tuple[FileSystem, str]:
+        options = self._lance_options
+        return S3FileSystem(
+            access_key=options.get("aws_access_key_id"),
+            secret_key=options.get("aws_secret_access_key"),
+            session_token=options.get("aws_session_token"),
+            region=options.get("aws_region"),
+            endpoint_override=options.get("aws_endpoint"),
+        ), f"{self.bucket}/{self.prefix}".rstrip("/")
 
     def check_writable(self) -> None:
         name = f".tmp-{uuid.uuid4().hex}"

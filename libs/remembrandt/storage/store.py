@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from pyarrow.fs import FileSystem
+
 from remembrandt.errors import ConfigError, StorageError
 
 CHUNK_BYTES = 8 * 1024 * 1024
@@ -97,6 +99,10 @@ class Store(ABC):
     @abstractmethod
     def lance(self, path: str) -> tuple[str, dict[str, str]]:
         """URI and storage options under which Lance reads and writes the same place."""
+
+    @abstractmethod
+    def arrow(self) -> tuple[FileSystem, str]:
+        """Arrow's file system for this place, and the path of this store on it: what Ray Train takes."""
 
     @abstractmethod
     def check_writable(self) -> None:

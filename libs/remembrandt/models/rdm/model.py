@@ -1,0 +1,87 @@
+"""The U-Net of RDM, made of diffusers' blocks, so that diffusers loads what we save.
+
+Letters in names: B pictures, C H W latent, L context tokens, D their size.
+"""
+
+import math
+from typing import cast
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
+
+from remembrandt.diffusion.guidance import Context
+from remembrandt.models.rdm.config import RdmConfig
+
+UNet = UNet2DConditionModel | UNet2DModel
+
+_RESIDUAL_RESAMPLING = {
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+    "resnet_time_scale_shift": "scale_shift",
+}
+
+
+def build_unet(config: RdmConfig) -> UNet:
+    """ε_θ(z_t, t, {φ(y)}) with fresh weights from torch's default generator, on the default device."""
+    attends = [edge in config.attention_at for edge in config.edges]
+    common = {
+        "sample_size": config.latent_size,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "block_out_channels": config.widths,
+        "layers_per_block": config.layers,
+        "norm_num_groups": math.gcd(32, *config.widths),
+    }
+    if config.condition == "none":
+        return UNet2DModel(
+            **common,
+            down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+            up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+            attention_head_dim=config.head_width,
+            **(_RESIDUAL_RESAMPLING if config.residual_resampling else {}),
+        )
+    return UNet2DConditionModel(
+        **common,
+        down_block_types=["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
+        up_block_types=["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
+        cross_attention_dim=config.context_dim,
+        # Against its name, this is the number of heads of each level.
+        attention_head_dim=tuple(width // config.head_width for width in config.widths),
+    )
+
+
+def predict_noise(
+    unet: nn.Module, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, context: Context | None
+) -> torch.Tensor:
+    """ε (B, C, H, W) in the network's own dtype; `unet` may be wrapped (DeepSpeed, torch.compile)."""
+    if context is None:
+        return cast(torch.Tensor, unet(x_BCHW, timesteps_B, return_dict=False)[0])
+    return cast(
+        torch.Tensor,
+        unet(
+            x_BCHW,
+            timesteps_B,
+            context.tokens_BLD,
+            encoder_attention_mask=context.mask_BL,
+            return_dict=False,
+        )[0],
+    )
+
+
+def num_parameters(module: nn.Module) -> int:
+    """Trained values."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def context_of_codes(codes_BKCHW: torch.Tensor) -> torch.Tensor:
+    """Context from VQGAN codes instead of CLIP (P1 App. F.3.5).
+
+    Args:
+        codes_BKCHW: quantised features of K neighbours, (B, K, C, H, W); the paper has K = 4, C = 256, H = W = 8.
+
+    Returns:
+        (B, H·W, K·C): the neighbours' codes side by side at every place, 64 × 1024 in the paper.
+    """
+    batch, count, channels, height, width = codes_BKCHW.shape
+    return codes_BKCHW.permute(0, 3, 4, 1, 2).reshape(batch, height * width, count * channels)

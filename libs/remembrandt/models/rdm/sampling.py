@@ -1,0 +1,182 @@
+"""Drawing pictures with RDM: conditioning tensors in, pictures out. It knows no database and no tenant.
+
+Letters in names: B pictures, C H W, K neighbours, L context tokens, D their size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from remembrandt.diffusion.guidance import ClassifierFree, Context
+from remembrandt.diffusion.samplers import SamplerConfig, sample
+from remembrandt.errors import ConfigError
+from remembrandt.models.first_stage.model import FirstStage
+from remembrandt.models.folders import load_network, read_facts, save_network, write_facts, write_json
+from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.rdm.model import UNet, predict_noise
+
+_DECODED_AT_ONCE = 64
+
+OnPicture = Callable[[int, int, torch.Tensor], None]
+"""Told now and then: steps done, steps in all, the pictures (B, 3, H, W) as they are foreseen."""
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """How one picture is drawn.
+
+    Attributes:
+        guidance_scale: s of ε̂ = ε(∅) + s·(ε(c) - ε(∅)); 1 leaves guidance out.
+        sampler: solver, steps, η.
+    """
+
+    guidance_scale: float = 2.0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """B pictures to be drawn together, whatever databases, strategies and settings they have.
+
+    Attributes:
+        context: neighbours of each, (B, K, D) raw embeddings; a picture with fewer than K has the rest masked. None
+            for the baseline, which takes no condition.
+        seeds_B: one a picture. The same seed, neighbours and settings give the same picture in any batch.
+        settings_B: of each picture.
+    """
+
+    context: Context | None
+    seeds_B: tuple[int, ...]
+    settings_B: tuple[SampleSettings, ...]
+
+    def __post_init__(self) -> None:
+        assert len(self.seeds_B) == len(self.settings_B)
+        assert self.context is None or len(self.context.tokens_BLD) == len(self.seeds_B)
+
+    @classmethod
+    def uniform(cls, context: Context | None, seeds_B: Sequence[int], settings: SampleSettings) -> Self:
+        """All pictures with the same settings."""
+        return cls(context, tuple(seeds_B), (settings,) * len(seeds_B))
+
+
+class RdmSampler:
+    """A finished RDM, ready to draw.
+
+    Args:
+        facts: what the model's folder says of its training: `encoder`, `num_neighbors`, ….
+    """
+
+    def __init__(self, unet: UNet, first_stage: FirstStage, config: RdmConfig, facts: dict[str, Any]) -> None:
+        self.unet, self.first_stage, self.config, self.facts = unet, first_stage, config, facts
+        self.schedule = config.schedule.build()
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Opens a folder that training wrote.
+
+        Raises:
+            ConfigError: no such model there.
+            CorruptionError: a damaged file, by name.
+        """
+        root = Path(folder)
+        facts = read_facts(root, "rdm")
+        config = RdmConfig.model_validate(facts["model"])
+        unet = load_network(root / "unet").to(device, dtype).eval()
+        first_stage = FirstStage.load(root / "first_stage").to(device)
+        return cls(unet, first_stage, config, facts)
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the U-Net (torch.compile); the first picture of each batch size then takes longer."""
+        self.unet = torch.compile(self.unet, **options)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is."""
+        return next(self.unet.parameters()).device
+
+    @torch.inference_mode()
+    def sample(self, batch: SampleBatch, on_picture: OnPicture | None = None, every: int = 10) -> torch.Tensor:
+        """Draws the pictures of a batch: (B, 3, H, W) float32 in [0, 1].
+
+        Args:
+            on_picture: told every `every` steps, with the decoded prediction of x_0.
+
+        Raises:
+            ConfigError: embeddings of another size than the model was trained with.
+        """
+        if not batch.seeds_B:
+            edge = self.config.latent_size * self.first_stage.factor
+            return torch.zeros(0, 3, edge, edge)
+        context = self._context(batch)
+        scale_B = torch.tensor([s.guidance_scale for s in batch.settings_B], device=self.device)
+        guidance = ClassifierFree(context, scale_B) if context is not None else None
+
+        def network(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, own: Context | None) -> torch.Tensor:
+            return predict_noise(self.unet, x_BCHW.to(dtype), timesteps_B, own).float()
+
+        def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+            if guidance is None:
+                return network(x_BCHW, timesteps_B, None)
+            return guidance.predict(network, x_BCHW, timesteps_B, rows)
+
+        def on_step(done: int, total: int, clean_BCHW: torch.Tensor) -> None:
+            if on_picture is not None and done % every == 0 and done < total:
+                on_picture(done, total, self._decode(clean_BCHW))
+
+        dtype = next(self.unet.parameters()).dtype
+        edge = self.config.latent_size
+        latents_BCHW = sample(
+            predict,
+            self.schedule,
+            [settings.sampler for settings in batch.settings_B],
+            batch.seeds_B,
+            (self.config.latent_channels, edge, edge),
+            self.device,
+            on_step,
+        )
+        return self._decode(latents_BCHW)
+
+    def _context(self, batch: SampleBatch) -> Context | None:
+        if self.config.condition == "none" or batch.context is None:
+            if self.config.condition != "none":
+                raise ConfigError("this model is conditioned on neighbours, and the batch has none")
+            return None
+        tokens_BLD, mask_BL = batch.context.tokens_BLD, batch.context.mask_BL
+        if tokens_BLD.shape[-1] != self.config.context_dim:
+            raise ConfigError(
+                f"the neighbours have {tokens_BLD.shape[-1]} dimensions, and the model was trained with "
+                f"{self.config.context_dim}: use a database of the encoder that it was trained with"
+            )
+        dtype = next(self.unet.parameters()).dtype
+        tokens_BLD = tokens_BLD.to(self.device, dtype)
+        if mask_BL is None or bool(mask_BL.all()):
+            return Context(tokens_BLD)
+        mask_BL = mask_BL.to(self.device)
+        # A picture without any neighbour is conditioned on zeros, as guidance's ∅ is.
+        mask_BL = mask_BL | ~mask_BL.any(dim=1, keepdim=True)
+        return Context(tokens_BLD * batch.context.mask_BL.to(self.device, dtype)[..., None], mask_BL)
+
+    def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
+        parts = latents_BCHW.split(_DECODED_AT_ONCE)
+        return torch.cat([self.first_stage.decode(part) for part in parts]).clamp(0, 1)
+
+
+def save_rdm(folder: str | Path, unet: UNet, first_stage: FirstStage, config: RdmConfig, facts: dict[str, Any]) -> None:
+    """Writes a model folder in diffusers' layout: `unet/`, `scheduler/`, `first_stage/`, and `remembrandt.json`."""
+    root = Path(folder)
+    save_network(unet, root / "unet")
+    first_stage.save(root / "first_stage")
+    scheduler = {**config.schedule.build().diffusers_config(), "set_alpha_to_one": False, "clip_sample": False}
+    write_json(root / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **scheduler})
+    write_json(
+        root / "model_index.json",
+        {
+            "_class_name": "DiffusionPipeline",
+            "unet": ["diffusers", type(unet).__name__],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        },
+    )
+    write_facts(root, "rdm", {**facts, "model": config.model_dump(mode="json")})

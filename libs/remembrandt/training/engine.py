@@ -1,0 +1,174 @@
+"""DeepSpeed behind a small face: a wrapped network, one step, its master weights, and their average."""
+
+import copy
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from remembrandt.errors import ConfigError
+from remembrandt.training.config import LoopConfig, OptimizerConfig
+from remembrandt.training.schedules import ema_decay
+
+_NEVER = 10**12
+
+
+class Engine:
+    """One network under training on this worker.
+
+    Attributes:
+        network: what an objective calls; DeepSpeed's engine around the module.
+    """
+
+    def __init__(self, module: nn.Module, loop: LoopConfig, device: torch.device, zero_stage: int) -> None:
+        deepspeed = _deepspeed(device)
+        self._stage, self._precision = zero_stage, loop.precision
+        module = module.to(device)
+        # DeepSpeed's engine flattens what it is given, so the optimiser must be made of the same parameters.
+        self.network, self._optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=_optimizer(loop.optimizer, module, device),
+            config=_deepspeed_config(loop, zero_stage),
+            dist_init_required=False,
+        )
+        if loop.compile:
+            self.network.compile()
+        self._autocast_device = device.type
+        # With plain fp32 weights DeepSpeed clips the gradient but keeps its norm to itself.
+        self._clips = zero_stage == 0 and loop.precision != "bf16"
+        self._norm = torch.tensor(float("nan"))
+        self._largest = loop.optimizer.gradient_clip
+
+    @property
+    def module(self) -> nn.Module:
+        """The bare network."""
+        inner: nn.Module = self.network.module
+        return inner
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """In what precision the forward pass computes."""
+        enabled = self._precision == "autocast"
+        with torch.autocast(self._autocast_device, torch.bfloat16, enabled=enabled):
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of one part of the batch."""
+        self.network.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        """After every part: the optimiser moves the weights when the last part of a batch is done."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self._clips and self.network.is_gradient_accumulation_boundary():
+            self._norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), self._largest)
+        self.network.step()
+
+    def gradient_norm(self) -> torch.Tensor:
+        """Of the last batch, before clipping, float32 scalar."""
+        norm = self._norm if self._clips else self.network.get_global_grad_norm()
+        return torch.as_tensor(float("nan") if norm is None else norm, dtype=torch.float32)
+
+    def masters(self) -> list[torch.Tensor]:
+        """This worker's share of the fp32 weights; all of them where nothing is spread."""
+        optimizer = self._optimizer
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if found := getattr(optimizer, name, None):
+                return [tensor.data for tensor in found]
+        return [parameter.data for parameter in self.module.parameters()]
+
+    def full_weights(self) -> dict[str, torch.Tensor]:
+        """All fp32 weights and buffers on the CPU, from the masters. Every worker must call it."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        weights = {name: buffer.detach().cpu() for name, buffer in self.module.state_dict().items()}
+        for name, parameter in self.module.named_parameters():
+            whole = safe_get_full_fp32_param(parameter)
+            weights[name] = (parameter.detach() if whole is None else whole).float().cpu().clone()
+        return weights
+
+    def save(self, folder: Path) -> None:
+        """Writes this worker's part of weights and optimiser. Every worker must call it."""
+        self.network.save_checkpoint(str(folder), tag="engine", save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Takes up what `save` wrote, with the same number of workers (any number at stage 0)."""
+        path, _ = self.network.load_checkpoint(str(folder), tag="engine")
+        assert path is not None, "an engine's checkpoint is missing"
+
+
+class Average:
+    """Exponential moving average of an engine's master weights, spread over the workers as they are."""
+
+    def __init__(self, engine: Engine, decay: float) -> None:
+        self._engine, self._decay = engine, decay
+        self.shards = [tensor.clone() for tensor in engine.masters()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """After step `step` (from 0)."""
+        decay = ema_decay(step, self._decay)
+        torch._foreach_lerp_(self.shards, self._engine.masters(), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The average stands where the masters are; they come back at the end."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for kept, own in zip(self.shards, self._engine.masters(), strict=True):
+            held = own.clone()
+            own.copy_(kept)
+            kept.copy_(held)
+
+
+def averaged_copy(module: nn.Module, weights: dict[str, torch.Tensor]) -> nn.Module:
+    """A network of its own with these weights, ready for sampling, on the module's device, in fp32."""
+    parameter = next(module.parameters())
+    twin = copy.deepcopy(module).float() if parameter.numel() else module
+    twin.load_state_dict(weights)
+    return twin.eval().requires_grad_(False)
+
+
+def _deepspeed(device: torch.device) -> Any:
+    if device.type == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    try:
+        import deepspeed
+    except ImportError as error:
+        raise ConfigError(f"training needs DeepSpeed ({error}): pip install 'remembrandt[train]'") from error
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    return deepspeed
+
+
+def _deepspeed_config(loop: LoopConfig, zero_stage: int) -> dict[str, Any]:
+    return {
+        "train_batch_size": loop.batch_size,
+        "train_micro_batch_size_per_gpu": loop.micro_batch,
+        "gradient_accumulation_steps": loop.accumulation,
+        "gradient_clipping": 0.0 if zero_stage == 0 and loop.precision != "bf16" else loop.optimizer.gradient_clip,
+        "zero_optimization": {"stage": zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": loop.precision == "bf16"},
+        "steps_per_print": _NEVER,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _optimizer(config: OptimizerConfig, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if config.kind == "adafactor":
+        return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
+    return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)

@@ -1,0 +1,1 @@
+"""What training runs are fed with: examples of a database, their latents, their neighbours."""

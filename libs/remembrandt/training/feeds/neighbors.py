@@ -1,0 +1,151 @@
+"""Neighbours of training examples: asked from live retrieval actors, or precomputed. Both give the same, bit for bit.
+
+Letters in names: B examples, K neighbours, D embedding, N examples in all.
+"""
+
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from remembrandt.configuration import Config
+from remembrandt.databases.database import Database
+from remembrandt.databases.hits import PAD_ID
+from remembrandt.databases.manifest import digest, encode_document
+from remembrandt.databases.neighbor_dataset import Neighbors
+from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch
+from remembrandt.errors import ConfigError, EncoderMismatchError, VersionError
+from remembrandt.retrieval import RetrievalPool
+from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
+
+
+class NeighborsConfig(Config):
+    """Where an example's neighbours come from: ξ_k(x, D) of P1 §3.2.
+
+    Attributes:
+        database: D; `where` narrows it.
+        mode: `live` asks a pool of retrieval actors during training; `precomputed` reads what
+            jobs/precompute_neighbors.py wrote for the same train set, database and exclusions.
+        precomputed: its place.
+        num_neighbors: k_train.
+        exclude: what is never a neighbour of an example.
+        pool: how the live pool is spread (fields of `PoolConfig`).
+    """
+
+    database: RowsConfig
+    mode: Literal["live", "precomputed"] = "live"
+    precomputed: str | None = None
+    num_neighbors: int = Field(4, ge=1)
+    exclude: ExclusionConfig = ExclusionConfig()
+    pool: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _named(self) -> "NeighborsConfig":
+        if (self.precomputed is not None) != (self.mode == "precomputed"):
+            raise ValueError("mode precomputed needs `precomputed`, the place of the neighbours, and live has none")
+        return self
+
+
+class NeighborSource(Protocol):
+    """Row ids of neighbours."""
+
+    def ids(self, indices_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """(B, K), nearest first; PAD_ID where an example has fewer."""
+
+
+class LiveNeighbors:
+    """Searches with the examples' own embeddings in a pool of retrieval actors."""
+
+    def __init__(self, train_set: TrainSet, pool: RetrievalPool, database: Database, config: NeighborsConfig) -> None:
+        self._train_set = train_set
+        rows = Identities.of_database(database)
+        self._finder = NeighborFinder(pool, rows, config.num_neighbors, config.exclude, config.database.where)
+
+    def ids(self, indices_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the protocol says."""
+        rows_B = self._train_set.ids_N[indices_B]
+        identities = Identities(self._identities.hashes_N3[rows_B])
+        queries = QueryBatch(identities, [""] * len(rows_B), self._train_set.embeddings(indices_B))
+        return self._finder.by_clip(queries).ids
+
+    @cached_property
+    def _identities(self) -> Identities:
+        return Identities.of_database(self._train_set.database)
+
+
+class PrecomputedNeighbors:
+    """Reads ids that were computed before, kept in memory: 8·k bytes an example."""
+
+    def __init__(self, train_set: TrainSet, neighbors: Neighbors, num_neighbors: int) -> None:
+        self._ids_NK = neighbors.take(train_set.ids_N, num_neighbors).ids
+
+    def ids(self, indices_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the protocol says."""
+        return self._ids_NK[indices_B]
+
+
+def open_precomputed(config: NeighborsConfig, train_set: TrainSet, database: Database) -> Neighbors:
+    """Opens precomputed neighbours, if they are those that a live search would find.
+
+    Raises:
+        VersionError: they are of another train set or database version.
+        ConfigError: they were found with other exclusions, or are too few.
+    """
+    assert config.precomputed is not None
+    neighbors = Neighbors.open(config.precomputed, similarity="clip")
+    neighbors.check_database(database)
+    own = train_set.database
+    if neighbors.manifest.train_set_fingerprint != digest(encode_document(own.manifest)):
+        raise VersionError(
+            f"{config.precomputed} was not computed for version {own.version} of '{own.name}': compute it with "
+            "train_set.kind=database and this train set, or use neighbors.mode=live"
+        )
+    if neighbors.manifest.exclude != config.exclude or neighbors.manifest.where != config.database.where:
+        raise ConfigError(
+            f"{config.precomputed} was computed with search.exclude {neighbors.manifest.exclude} and search.where "
+            f"{neighbors.manifest.where}: use the same here, or compute anew"
+        )
+    if neighbors.num_neighbors < config.num_neighbors:
+        raise ConfigError(
+            f"{config.precomputed} holds {neighbors.num_neighbors} neighbours an example, and num_neighbors is "
+            f"{config.num_neighbors}: lower it, or compute more"
+        )
+    return neighbors
+
+
+def check_encoders(train_set: TrainSet, database: Database) -> None:
+    """Raises EncoderMismatchError unless X and D were embedded by the same encoder."""
+    own, theirs = train_set.database.manifest, database.manifest
+    if (own.dim, own.fingerprint) != (theirs.dim, theirs.fingerprint):
+        raise EncoderMismatchError(
+            f"the train set was embedded with {own.fingerprint}, and database '{theirs.name}' with "
+            f"{theirs.fingerprint}: build one of them anew"
+        )
+
+
+def check_disjoint(train_set: TrainSet, database: Database, where: RowsConfig) -> None:
+    """Raises ConfigError if D has images of X: then a neighbour may be the example itself (P1 keeps them apart)."""
+    ids_M = database.select(where.filter)
+    contents_M = Identities.of_database(database).hashes_N3[ids_M][:, 2]
+    contents_N = Identities.of_database(train_set.database).hashes_N3[train_set.ids_N][:, 2]
+    shared_N = np.isin(contents_N, contents_M)
+    if not shared_N.any():
+        return
+    example = train_set.database.rows(train_set.ids_N[shared_N][:1], ["key"])[0].key
+    raise ConfigError(
+        f"{int(shared_N.sum()):,} of {len(train_set):,} training images are in the database as well (for example "
+        f"'{example}'): use another database, narrow one of them with `where`, or set allow_overlap: true"
+    )
+
+
+def gather_embeddings(database: Database, ids_BK: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Raw embeddings (B, K, D) with zeros where there is no neighbour, and which there are (B, K)."""
+    mask_BK = ids_BK != PAD_ID
+    if mask_BK.all():
+        return database.embeddings(ids_BK.reshape(-1)).reshape(*ids_BK.shape, -1), mask_BK
+    embeddings_BKD = np.zeros((*ids_BK.shape, database.dim), dtype=np.float32)
+    if mask_BK.any():
+        embeddings_BKD[mask_BK] = database.embeddings(ids_BK[mask_BK])
+    return embeddings_BKD, mask_BK

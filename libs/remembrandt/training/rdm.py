@@ -1,0 +1,247 @@
+"""Training RDM, or its baseline without retrieval: what the job's file says, and what a worker is built from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import model_validator
+
+from remembrandt.configuration import Config
+from remembrandt.databases.database import Database
+from remembrandt.errors import ConfigError
+from remembrandt.models.first_stage.model import FirstStage
+from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.rdm.model import build_unet, num_parameters
+from remembrandt.models.rdm.objective import RdmObjective
+from remembrandt.progress import say
+from remembrandt.retrieval import RetrievalPool
+from remembrandt.storage import open_store
+from remembrandt.training.config import LoopConfig
+from remembrandt.training.feeds.cache import CacheConfig, ExampleCache, fill_cache, first_stage_fingerprint
+from remembrandt.training.feeds.neighbors import (
+    LiveNeighbors,
+    NeighborsConfig,
+    NeighborSource,
+    PrecomputedNeighbors,
+    check_disjoint,
+    check_encoders,
+    open_precomputed,
+)
+from remembrandt.training.feeds.rdm import RdmFeed
+from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
+from remembrandt.training.run import connect_for_training, train
+
+
+class TrainRdmConfig(Config):
+    """One run of `jobs/train_rdm.py`.
+
+    Attributes:
+        name: of the run; the same name and storage go on with a run that was interrupted.
+        storage: path or URI for checkpoints, figures and sample grids.
+        output: path or URI for the finished model.
+        train_set: X.
+        neighbors: D and how it is searched; without it the model must be the baseline (`model.condition: none`).
+        first_stage: folder of an autoencoder.
+        cache: path or URI for the latents of X.
+        allow_overlap: whether D may have images of X (RDM-IN of P1); then `neighbors.exclude` keeps an example from
+            being its own neighbour.
+        model: the network.
+        loop: the training loop.
+    """
+
+    name: str
+    storage: str
+    output: str
+    train_set: RowsConfig
+    first_stage: str
+    model: RdmConfig
+    cache: str
+    neighbors: NeighborsConfig | None = None
+    allow_overlap: bool = False
+    loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _conditioned(self) -> "TrainRdmConfig":
+        if (self.neighbors is None) != (self.model.condition == "none"):
+            raise ValueError("model.condition 'cross' needs `neighbors`, and 'none' takes none")
+        return self
+
+
+@dataclass(frozen=True)
+class RdmJob:
+    """A `TrainJob`; versions are pinned, and the pool runs."""
+
+    config: TrainRdmConfig
+    pool: RetrievalPool | None
+
+    @property
+    def name(self) -> str:
+        """Of the run."""
+        return self.config.name
+
+    @property
+    def storage(self) -> str:
+        """Of checkpoints."""
+        return self.config.storage
+
+    @property
+    def output(self) -> str:
+        """Of the finished model."""
+        return self.config.output
+
+    @property
+    def loop(self) -> LoopConfig:
+        """The loop's configuration."""
+        return self.config.loop
+
+    def settings(self) -> Mapping[str, Any]:
+        """The whole configuration."""
+        return self.config.model_dump(mode="json")
+
+    def build(self, device: torch.device) -> tuple[RdmObjective, RdmFeed]:
+        """Opens train set, latents and database in a worker."""
+        config = self.config
+        train_set = TrainSet.open(config.train_set)
+        latents = ExampleCache.open(latent_cache(config), train_set)
+        database = open_database(config)
+        neighbors: NeighborSource | None = None
+        if config.neighbors is not None and database is not None:
+            if self.pool is not None:
+                neighbors = LiveNeighbors(train_set, self.pool, database, config.neighbors)
+            else:
+                found = open_precomputed(config.neighbors, train_set, database)
+                neighbors = PrecomputedNeighbors(train_set, found, config.neighbors.num_neighbors)
+        stage = FirstStage.load(config.first_stage).to(device)
+        identity = identity_of(config, train_set, database)
+        feed = RdmFeed(train_set, latents, neighbors, database, identity)
+        return RdmObjective(config.model, stage, facts_of(config, train_set, database)), feed
+
+
+def train_rdm(config: TrainRdmConfig, *, dry_run: bool = False) -> dict[str, Any]:
+    """Checks, caches latents, starts the pool, trains; returns the finished model's report.
+
+    Raises:
+        RemembrandtError: whatever of the configuration cannot work, before anything is computed.
+    """
+    train_set = TrainSet.open(config.train_set)
+    database = open_database(config)
+    check(config, train_set, database)
+    config = pin(config, train_set, database)
+    if dry_run:
+        return describe(config, train_set, database)
+    connect_for_training()
+    fill_cache(latent_cache(config), train_set)
+    pool = None
+    if config.neighbors is not None and config.neighbors.mode == "live":
+        rows = config.neighbors.database
+        pool = RetrievalPool.start(rows.uri, rows.version, **config.neighbors.pool)
+    try:
+        return train(RdmJob(config, pool))
+    finally:
+        if pool is not None:
+            pool.close()
+
+
+def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> None:
+    """Raises what a worker would find only later."""
+    stage, model = FirstStage.load(config.first_stage), config.model
+    if stage.latent_channels != model.latent_channels:
+        raise ConfigError(
+            f"the first stage {config.first_stage} has {stage.latent_channels} latent channels, and "
+            f"model.latent_channels is {model.latent_channels}: set them to the same"
+        )
+    open_store(config.output).check_writable()
+    open_store(config.storage).check_writable()
+    if config.loop.init_from is not None and not (Path(config.loop.init_from) / "unet").is_dir():
+        raise ConfigError(f"loop.init_from: {config.loop.init_from} holds no finished model")
+    if config.neighbors is None or database is None:
+        return
+    check_encoders(train_set, database)
+    if model.context_dim != database.dim:
+        raise ConfigError(
+            f"model.context_dim is {model.context_dim}, and database '{database.name}' has embeddings of "
+            f"{database.dim}: set it to {database.dim}"
+        )
+    if config.neighbors.num_neighbors > database.num_rows:
+        raise ConfigError(
+            f"neighbors.num_neighbors {config.neighbors.num_neighbors} is not possible: database '{database.name}' has "
+            f"{database.num_rows:,} rows"
+        )
+    if not config.allow_overlap:
+        check_disjoint(train_set, database, config.neighbors.database)
+    if config.neighbors.mode == "precomputed":
+        open_precomputed(config.neighbors, train_set, database)
+
+
+def pin(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> TrainRdmConfig:
+    """Names the versions that are live now, so that every worker and every resumption opens the same."""
+    update: dict[str, Any] = {"train_set": config.train_set.model_copy(update={"version": train_set.database.version})}
+    if config.neighbors is not None and database is not None:
+        rows = config.neighbors.database.model_copy(update={"version": database.version})
+        update["neighbors"] = config.neighbors.model_copy(update={"database": rows})
+    return config.model_copy(update=update)
+
+
+def open_database(config: TrainRdmConfig) -> Database | None:
+    """D, for embeddings and pictures of rows; searching is the pool's."""
+    if config.neighbors is None:
+        return None
+    rows = config.neighbors.database
+    return Database.open(rows.uri, version=rows.version)
+
+
+def latent_cache(config: TrainRdmConfig) -> CacheConfig:
+    """Where the latents of X lie."""
+    factor = FirstStage.load(config.first_stage).factor
+    return CacheConfig(config.cache, config.train_set, config.model.latent_size * factor, config.first_stage)
+
+
+def identity_of(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> dict[str, str]:
+    """What a loss depends on beside the configuration."""
+    identity = {
+        "train set": train_set.identity,
+        "first stage": first_stage_fingerprint(config.first_stage),
+    }
+    if config.neighbors is not None and database is not None:
+        chosen = config.neighbors.model_dump(mode="json", include={"num_neighbors", "exclude"})
+        identity["database"] = f"{database.name}/{database.version}"
+        identity["neighbours"] = f"{chosen} where {config.neighbors.database.where}"
+    return identity
+
+
+def facts_of(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> dict[str, object]:
+    """What a finished model's folder says of its training."""
+    manifest = train_set.database.manifest
+    facts: dict[str, object] = {
+        "train_set": {"name": manifest.name, "version": manifest.version, "where": config.train_set.where},
+        "first_stage": first_stage_fingerprint(config.first_stage),
+    }
+    if config.neighbors is not None and database is not None:
+        facts["encoder"] = database.manifest.fingerprint.model_dump() if database.manifest.fingerprint else None
+        facts["num_neighbors"] = config.neighbors.num_neighbors
+        facts["database"] = {"name": database.name, "version": database.version}
+    return facts
+
+
+def describe(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> dict[str, Any]:
+    """What a run would do."""
+    with torch.device("meta"):
+        parameters = num_parameters(build_unet(config.model))
+    epochs = config.loop.steps * config.loop.batch_size / len(train_set)
+    say(
+        f"would train {parameters / 1e6:.1f} M parameters for {config.loop.steps:,} steps of {config.loop.batch_size} "
+        f"on {len(train_set):,} examples ({epochs:.1f} epochs) on {config.loop.workers} worker(s), and write "
+        f"{config.output}"
+    )
+    rows = len(database.select(config.neighbors.database.filter)) if config.neighbors and database else 0
+    return {
+        "dry_run": True,
+        "parameters": parameters,
+        "examples": len(train_set),
+        "database_rows": rows,
+        "steps": config.loop.steps,
+        "epochs": epochs,
+        "output": config.output,
+    }

@@ -1,0 +1,110 @@
+"""Starts a training run on Ray Train, or goes on with one."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pyarrow.fs import FileSystem
+from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from remembrandt.distributed import connect, plain_error
+from remembrandt.errors import RemembrandtError
+from remembrandt.progress import say
+from remembrandt.storage import open_store
+from remembrandt.training.job import TrainJob
+from remembrandt.training.loop import train_worker
+from remembrandt.training.output import REPORT
+
+
+def train(job: TrainJob) -> dict[str, Any]:
+    """Trains, or goes on with the run of that name at that storage; returns the finished model's report.
+
+    Raises:
+        RemembrandtError: what a worker raised for the user, without Ray's wrapping.
+        TrainingFailedError: workers were lost more than `max_failures` times.
+    """
+    loop = job.loop
+    output = open_store(job.output)
+    output.check_writable()
+    open_store(job.storage).check_writable()
+    connect_for_training()
+    filesystem, path = open_store(job.storage).arrow()
+    fit(
+        lambda: make_trainer(
+            train_worker,
+            {"job": job},
+            job.name,
+            path,
+            filesystem,
+            workers=loop.workers,
+            gpu=loop.gpu,
+            keep=loop.keep,
+        ),
+        loop.max_failures,
+    )
+    report: dict[str, Any] = json.loads(output.read(REPORT))
+    return report
+
+
+def connect_for_training() -> None:
+    """Joins the cluster so that the workers' own lines appear here once: Ray Train would show each of them twice."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    connect(show_workers=True, dashboard=True)
+
+
+def fit(make: Callable[[], TorchTrainer], max_failures: int) -> None:
+    """Replaces lost workers up to `max_failures` times. Ray Train would do so after a user's mistake, too."""
+    for failures in range(max_failures + 1):
+        try:
+            make().fit()
+            return
+        except TrainingFailedError as error:
+            mistake = _mistake_in(error)
+            if mistake is not None:
+                raise mistake from None
+            if failures == max_failures:
+                raise
+            say(f"training failed ({_first_line(error)}): going on from the last checkpoint")
+
+
+def make_trainer(
+    worker: Callable[[dict[str, Any]], None],
+    values: Mapping[str, Any],
+    name: str,
+    path: str,
+    filesystem: FileSystem,
+    *,
+    workers: int,
+    gpu: bool,
+    keep: int,
+) -> TorchTrainer:
+    """A trainer whose every worker calls `worker(values)`; the same name and storage go on from the last checkpoint."""
+    return TorchTrainer(
+        worker,
+        train_loop_config=dict(values),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
+        run_config=RunConfig(  # type: ignore[call-arg]  # to a type checker Ray shows the classes of its first version
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=CheckpointConfig(num_to_keep=keep),
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+
+
+def _mistake_in(error: TrainingFailedError) -> RemembrandtError | None:
+    """What a worker raised for the user, if it did."""
+    failures = [error, *getattr(error, "worker_failures", {}).values()]
+    # Ray Train wraps what a training function raises without making it a cause.
+    found = (plain_error(getattr(failure, "_base_exc", failure)) for failure in failures)
+    return next((mistake for mistake in found if isinstance(mistake, RemembrandtError)), None)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1][:200] if lines else type(error).__name__
