@@ -9,12 +9,14 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
+from remembrandt.cli.arguments import parse_where
 from remembrandt.data.decode import DecodeConfig, decode_image
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID, Filter, Hits
 from remembrandt.databases.rows import Row
 from remembrandt.errors import ConfigError, SearchError
-from remembrandt.evaluation.sheets import SheetCell, SheetRow, render_html, render_png
+from remembrandt.evaluation.answers import cells_of
+from remembrandt.evaluation.sheets import SheetRow, write_sheet
 
 
 class By(StrEnum):
@@ -42,7 +44,7 @@ def search(
     if out is not None and out.suffix.lower() not in (".png", ".html"):
         raise ConfigError(f"--out {out} must end in .png or .html")
     condition = Filter(
-        equals=dict(_parse_where(text) for text in where or []),
+        equals=parse_where(where or []),
         exclude_ids=tuple(exclude_id or ()),
         exclude_groups=tuple(exclude_group or ()),
     )
@@ -50,14 +52,13 @@ def search(
         answers = _answers(database, texts or [], image or [], row or [], by, k, condition)
         if not answers:
             raise SearchError("nothing to search for: give a text, --image FILE or --row ID")
+        results = [(title, _results(database, hits, query)) for title, _, hits, query in answers]
         if out is not None:
             _write_sheet(database, answers, out)
     if as_json:
-        print(
-            json.dumps([{"query": title, "results": [_as_json(r, s) for r, s in found]} for title, _, found in answers])
-        )
+        print(json.dumps([{"query": title, "results": [_as_json(r, s) for r, s in found]} for title, found in results]))
         return
-    for title, _, found in answers:
+    for title, found in results:
         print(title)
         for position, (result, score) in enumerate(found, 1):
             print(f"  {position:>2}  {score:8.4f}  {result.id:>8}  {result.key}  {result.caption}")
@@ -65,13 +66,14 @@ def search(
         print(f"wrote {out}", file=sys.stderr)
 
 
-Answer = tuple[str, Image.Image | None, list[tuple[Row, float]]]
+Answer = tuple[str, Image.Image | None, Hits, int]
+"""Title, query image, hits of several queries, and which of them."""
 
 
 def _answers(
     database: Database, texts: list[str], images: list[Path], rows: list[int], by: By, k: int, where: Filter
 ) -> list[Answer]:
-    found: list[tuple[str, Image.Image | None, Hits, int]] = []
+    found: list[Answer] = []
     if texts:
         hits = database.search_texts(texts, k, where) if by is By.clip else database.search_bm25(texts, k, where)
         found += [(f"“{text}” ({by.value})", None, hits, i) for i, text in enumerate(texts)]
@@ -83,7 +85,7 @@ def _answers(
         hits = database.search_ids(rows, k, where)
         shown = zip(rows, database.rows(rows, ["caption"]), database.images(rows), strict=True)
         found += [(f"row {row}: {info.caption}", picture, hits, i) for i, (row, info, picture) in enumerate(shown)]
-    return [(title, picture, _results(database, hits, i)) for title, picture, hits, i in found]
+    return found
 
 
 def _results(database: Database, hits: Hits, query: int) -> list[tuple[Row, float]]:
@@ -93,33 +95,8 @@ def _results(database: Database, hits: Hits, query: int) -> list[tuple[Row, floa
 
 
 def _write_sheet(database: Database, answers: list[Answer], out: Path) -> None:
-    sheet = []
-    for title, picture, found in answers:
-        images = database.images([row.id for row, _ in found]) if found else []
-        cells = [
-            SheetCell(
-                image=image,
-                caption=row.caption,
-                score=score,
-                licence=row.licence,
-                note=row.fields.get("style", row.key),
-            )
-            for (row, score), image in zip(found, images, strict=True)
-        ]
-        sheet.append(SheetRow(title=title, query_image=picture, cells=cells))
-    heading = f"{database.name}, version {database.version}, {database.num_rows:,} rows"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if out.suffix.lower() == ".html":
-        out.write_text(render_html(sheet, heading), encoding="utf-8")
-    else:
-        render_png(sheet, heading).save(out)
-
-
-def _parse_where(text: str) -> tuple[str, tuple[str, ...]]:
-    column, separator, values = text.partition("=")
-    if not separator or not column or not values:
-        raise ConfigError(f"--where {text} must look like column=value or column=value,value")
-    return column, tuple(values.split(","))
+    rows = [SheetRow(title, picture, cells_of(database, hits, query)) for title, picture, hits, query in answers]
+    write_sheet(rows, f"{database.name}, version {database.version}, {database.num_rows:,} rows", out)
 
 
 def _read_image(path: Path) -> Image.Image:

@@ -131,7 +131,7 @@ class DiffusersSolver:
     def __init__(self, settings: SamplerConfig, schedule: NoiseSchedule) -> None:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
-        kind = {"dpm_solver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[settings.solver]
+        kind: Any = {"dpm_solver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[settings.solver]
         self._scheduler: Any = kind(
             **schedule.diffusers_config(), solver_order=2, timestep_spacing="leading", lower_order_final=True
         )

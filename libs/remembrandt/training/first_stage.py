@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from remembrandt.configuration import Config
 from remembrandt.models.first_stage.config import FirstStageConfig, FirstStageLossConfig
-from remembrandt.models.first_stage.model import Autoencoder, build_autoencoder, parameters_of
+from remembrandt.models.first_stage.model import build_autoencoder, parameters_of
 from remembrandt.models.first_stage.objective import FirstStageObjective, measure_scale
 from remembrandt.models.folders import write_facts
 from remembrandt.progress import say
@@ -60,7 +60,7 @@ class ScaledFirstStageObjective(FirstStageObjective):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The autoencoder with its scale, and the facts of its training."""
-        network = measure_scale(cast(Autoencoder, model), self._pixels_BCHW)
+        network = measure_scale(model, self._pixels_BCHW)
         super().save(network, folder)
         write_facts(folder, "first_stage", {**self._facts, "model": self.config.model_dump(mode="json")})
 

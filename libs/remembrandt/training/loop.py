@@ -22,6 +22,7 @@ from ray.train import CheckpointUploadMode
 from torch import nn
 
 from remembrandt.errors import ConfigError
+from remembrandt.generation.grid import sample_grid, to_images
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
 from remembrandt.storage import Store, open_store
 from remembrandt.training.checkpoints import Position, load_checkpoint, read_position, save_checkpoint, unchanging
@@ -29,7 +30,6 @@ from remembrandt.training.config import LoopConfig
 from remembrandt.training.console import Console
 from remembrandt.training.engine import Average, Engine, averaged_copy
 from remembrandt.training.feeding import Fed, Feed, Plan, feed_worker
-from remembrandt.training.grid import sample_grid, to_images
 from remembrandt.training.job import TrainJob
 from remembrandt.training.order import Order
 from remembrandt.training.output import publish_model

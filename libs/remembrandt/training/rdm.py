@@ -219,7 +219,7 @@ def facts_of(config: TrainRdmConfig, train_set: TrainSet, database: Database | N
         "first_stage": first_stage_fingerprint(config.first_stage),
     }
     if config.neighbors is not None and database is not None:
-        facts["encoder"] = database.manifest.fingerprint.model_dump() if database.manifest.fingerprint else None
+        facts["encoder"] = database.manifest.encoder
         facts["num_neighbors"] = config.neighbors.num_neighbors
         facts["database"] = {"name": database.name, "version": database.version}
     return facts

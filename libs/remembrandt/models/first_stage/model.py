@@ -14,7 +14,8 @@ from torch import nn
 from remembrandt.models.first_stage.config import FirstStageConfig
 from remembrandt.models.folders import load_network, save_network
 
-Autoencoder = AutoencoderKL | VQModel
+Autoencoder = nn.Module
+"""An `AutoencoderKL` or a `VQModel`."""
 
 
 def build_autoencoder(config: FirstStageConfig) -> Autoencoder:
@@ -34,8 +35,9 @@ def build_autoencoder(config: FirstStageConfig) -> Autoencoder:
         "mid_block_add_attention": config.middle_attention,
     }
     if config.kind == "kl":
-        return AutoencoderKL(**common)
-    return VQModel(**common, num_vq_embeddings=config.num_codes, vq_embed_dim=config.latent_channels)
+        return cast(Autoencoder, AutoencoderKL(**common))
+    codes = {"num_vq_embeddings": config.num_codes, "vq_embed_dim": config.latent_channels}
+    return cast(Autoencoder, VQModel(**common, **codes))
 
 
 class FirstStage:
@@ -48,7 +50,7 @@ class FirstStage:
     """
 
     def __init__(self, network: Autoencoder) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network: Any = network.eval().requires_grad_(False)
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
@@ -58,7 +60,7 @@ class FirstStage:
             ConfigError: no network there.
             CorruptionError: a damaged file.
         """
-        return cls(cast(Autoencoder, load_network(Path(folder))).float())
+        return cls(load_network(Path(folder)).float())
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and diffusers open."""

@@ -38,7 +38,7 @@ class FirstStageObjective:
 
     def configure_model(self) -> nn.Module:
         """A fresh autoencoder."""
-        return cast(nn.Module, build_autoencoder(self.config))
+        return build_autoencoder(self.config)
 
     def configure_critic(self) -> nn.Module | None:
         """A fresh patch discriminator, where the loss has one."""
@@ -78,10 +78,9 @@ class FirstStageObjective:
 
     def sample(self, model: nn.Module, batch: Tensors, seeds_B: NDArray[np.int64]) -> torch.Tensor:
         """Reconstructions, as the finished first stage makes them."""
-        network = cast(Autoencoder, model)
         pixels_BCHW = batch["pixels_BCHW"][: len(seeds_B)]
         stage = FirstStage.__new__(FirstStage)
-        stage.network = network
+        stage.network = model
         return stage.decode(stage.encode(pixels_BCHW)).clamp(0, 1).cpu()
 
     def load(self, model: nn.Module, folder: Path) -> None:
@@ -90,7 +89,7 @@ class FirstStageObjective:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """The autoencoder's folder, as diffusers reads it; `measure_scale` has set the latent scale."""
-        FirstStage(cast(Autoencoder, model)).save(folder)
+        FirstStage(model).save(folder)
 
     def _rebuild(self, model: nn.Module, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruction in [0, 1], and the latent's own loss (B,)."""

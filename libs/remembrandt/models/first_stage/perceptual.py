@@ -69,7 +69,8 @@ class VggDistance(nn.Module):
 
     def forward(self, a_BCHW: torch.Tensor, b_BCHW: torch.Tensor) -> torch.Tensor:
         """Pictures in [-1, 1] → distance (B, 1)."""
-        both = ((torch.cat([a_BCHW, b_BCHW]) / 2 + 0.5) - self.mean) / self.std
+        mean, std = cast(torch.Tensor, self.mean), cast(torch.Tensor, self.std)
+        both = ((torch.cat([a_BCHW, b_BCHW]) / 2 + 0.5) - mean) / std
         total = torch.zeros(len(a_BCHW), device=both.device)
         for depth, layer in enumerate(self.layers):
             both = layer(both)

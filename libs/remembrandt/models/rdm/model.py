@@ -4,7 +4,7 @@ Letters in names: B pictures, C H W latent, L context tokens, D their size.
 """
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -13,8 +13,11 @@ from torch import nn
 from remembrandt.diffusion.guidance import Context
 from remembrandt.models.rdm.config import RdmConfig
 
-UNet = UNet2DConditionModel | UNet2DModel
+UNet = nn.Module
+"""A `UNet2DConditionModel`, or a `UNet2DModel` for the baseline."""
 
+_DOWN = {"cross": "CrossAttnDownBlock2D", "none": "AttnDownBlock2D"}
+_UP = {"cross": "CrossAttnUpBlock2D", "none": "AttnUpBlock2D"}
 _RESIDUAL_RESAMPLING = {
     "downsample_type": "resnet",
     "upsample_type": "resnet",
@@ -33,22 +36,22 @@ def build_unet(config: RdmConfig) -> UNet:
         "layers_per_block": config.layers,
         "norm_num_groups": math.gcd(32, *config.widths),
     }
-    if config.condition == "none":
-        return UNet2DModel(
-            **common,
-            down_block_types=["AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-            up_block_types=["AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
-            attention_head_dim=config.head_width,
-            **(_RESIDUAL_RESAMPLING if config.residual_resampling else {}),
-        )
-    return UNet2DConditionModel(
+    kind: Any = UNet2DModel if config.condition == "none" else UNet2DConditionModel
+    network: UNet = kind(
         **common,
-        down_block_types=["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends],
-        up_block_types=["CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)],
-        cross_attention_dim=config.context_dim,
-        # Against its name, this is the number of heads of each level.
-        attention_head_dim=tuple(width // config.head_width for width in config.widths),
+        down_block_types=[_DOWN[config.condition] if attend else "DownBlock2D" for attend in attends],
+        up_block_types=[_UP[config.condition] if attend else "UpBlock2D" for attend in reversed(attends)],
+        **_attention(config),
     )
+    return network
+
+
+def _attention(config: RdmConfig) -> dict[str, Any]:
+    if config.condition == "none":
+        return {"attention_head_dim": config.head_width, **(_RESIDUAL_RESAMPLING if config.residual_resampling else {})}
+    # Against its name, `attention_head_dim` is the number of heads of each level here.
+    heads = tuple(width // config.head_width for width in config.widths)
+    return {"cross_attention_dim": config.context_dim, "attention_head_dim": heads}
 
 
 def predict_noise(

@@ -5,7 +5,6 @@ Letters in names: B examples, C H W latent, K neighbours, L context tokens, D th
 
 import json
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from remembrandt.models.first_stage.model import FirstStage
 from remembrandt.models.folders import take_weights
 from remembrandt.models.objective import Losses, Tensors
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import UNet, build_unet, predict_noise
+from remembrandt.models.rdm.model import build_unet, predict_noise
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings, save_rdm
 
 QUARTILES = ("t0", "t1", "t2", "t3")
@@ -77,7 +76,7 @@ class RdmObjective:
         """Pictures from the batch's neighbours, by 20 steps of DPM-Solver++ with guidance 2."""
         count = len(batch["latents_BCHW"])
         context = self.context(batch)
-        sampler = RdmSampler(cast(UNet, model), self.first_stage, self.config, facts=self.facts)
+        sampler = RdmSampler(model, self.first_stage, self.config, facts=self.facts)
         settings = SampleSettings(guidance_scale=1.0 if context is None else 2.0, sampler=_LOG_SAMPLER)
         return sampler.sample(SampleBatch.uniform(context, [int(seed) for seed in seeds_B[:count]], settings))
 
@@ -87,4 +86,4 @@ class RdmObjective:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """`save_rdm`: U-Net, scheduler, first stage, and the facts."""
-        save_rdm(folder, cast(UNet, model), self.first_stage, self.config, json.loads(json.dumps(self.facts)))
+        save_rdm(folder, model, self.first_stage, self.config, json.loads(json.dumps(self.facts)))

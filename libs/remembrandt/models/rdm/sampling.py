@@ -6,7 +6,7 @@ Letters in names: B pictures, C H W, K neighbours, L context tokens, D their siz
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 
@@ -90,7 +90,7 @@ class RdmSampler:
 
     def compile(self, **options: Any) -> None:
         """Compiles the U-Net (torch.compile); the first picture of each batch size then takes longer."""
-        self.unet = torch.compile(self.unet, **options)
+        self.unet = cast(UNet, torch.compile(self.unet, **options))
 
     @property
     def device(self) -> torch.device:
@@ -154,10 +154,9 @@ class RdmSampler:
         tokens_BLD = tokens_BLD.to(self.device, dtype)
         if mask_BL is None or bool(mask_BL.all()):
             return Context(tokens_BLD)
-        mask_BL = mask_BL.to(self.device)
+        there_BL = mask_BL.to(self.device)
         # A picture without any neighbour is conditioned on zeros, as guidance's ∅ is.
-        mask_BL = mask_BL | ~mask_BL.any(dim=1, keepdim=True)
-        return Context(tokens_BLD * batch.context.mask_BL.to(self.device, dtype)[..., None], mask_BL)
+        return Context(tokens_BLD * there_BL.to(dtype)[..., None], there_BL | ~there_BL.any(dim=1, keepdim=True))
 
     def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
         parts = latents_BCHW.split(_DECODED_AT_ONCE)

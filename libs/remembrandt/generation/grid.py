@@ -1,4 +1,4 @@
-"""A grid of samples beside the neighbours that made them, for the log."""
+"""Pictures from tensors, and a grid of samples beside the neighbours that made them."""
 
 from collections.abc import Sequence
 
