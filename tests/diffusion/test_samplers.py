@@ -1,0 +1,93 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from remembrandt.diffusion.guidance import ClassifierFree, Context
+from remembrandt.diffusion.noise import STEPS, seeded_normal
+from remembrandt.diffusion.samplers import SamplerConfig, SolverName, make_solver, sample
+from remembrandt.diffusion.schedule import ScheduleConfig
+from remembrandt.errors import ConfigError
+
+SCHEDULE = ScheduleConfig().build()
+SHAPE = (2, 4, 4)
+CPU = torch.device("cpu")
+
+
+def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """A smooth stand-in for a network: it depends on state, time and the picture's own row."""
+    scale_B = 0.5 + timesteps_B / 2000 + rows / 100
+    return torch.tanh(x_BCHW) * scale_B[:, None, None, None]
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("steps", [7, 100, 1000])
+def test_ddim_follows_diffusers_step_by_step(steps: int, eta: float) -> None:
+    theirs = DDIMScheduler(**SCHEDULE.diffusers_config(), set_alpha_to_one=False, clip_sample=False)
+    theirs.set_timesteps(steps)
+    ours = make_solver(SamplerConfig(num_inference_steps=steps, eta=eta), SCHEDULE, [3, 4])
+    # Of 1000 steps diffusers' first timestep lies beyond the schedule.
+    assert ours.timesteps == [min(int(t), 999) for t in theirs.timesteps]
+    x = seeded_normal([3, 4], SHAPE)
+    for index, t in enumerate(ours.timesteps):
+        noise = torch.tanh(x) * (0.5 + t / 2000)
+        fresh = seeded_normal([3, 4], SHAPE, STEPS + index)
+        expected = theirs.step(noise, t, x, eta=eta, variance_noise=fresh if eta else None).prev_sample
+        x, _ = ours.step(index, x, noise)
+        assert torch.allclose(x, expected, atol=2e-5, rtol=1e-5), f"step {index}"
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "unipc"])
+def test_a_picture_does_not_depend_on_its_batch(solver: SolverName) -> None:
+    mixed = [
+        SamplerConfig(solver="ddim", num_inference_steps=9),
+        SamplerConfig(solver=solver, num_inference_steps=12),
+        SamplerConfig(solver="unipc", num_inference_steps=5),
+    ]
+
+    def rowless(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return predict(x, t, torch.zeros_like(rows))
+
+    together = sample(rowless, SCHEDULE, mixed, [1, 2, 3], SHAPE, CPU)
+    alone = sample(rowless, SCHEDULE, mixed[1:2], [2], SHAPE, CPU)
+    assert torch.allclose(together[1], alone[0], atol=1e-6)
+
+
+def test_a_perfect_network_gives_back_the_picture() -> None:
+    clean = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
+
+    def perfect(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        kept = SCHEDULE.alphas_cumprod[t].view(-1, 1, 1, 1)
+        return (x - kept.sqrt() * clean[rows]) / (1 - kept).sqrt()
+
+    settings = [SamplerConfig(solver=s, num_inference_steps=20) for s in ("ddim", "dpm_solver++", "unipc")]
+    assert torch.allclose(sample(perfect, SCHEDULE, settings, [1, 2, 3], SHAPE, CPU), clean, atol=0.15)
+
+
+def test_progress_comes_with_a_forecast() -> None:
+    told: list[tuple[int, int]] = []
+    sample(
+        predict, SCHEDULE, [SamplerConfig(num_inference_steps=4)], [1], SHAPE, CPU,
+        on_step=lambda done, total, clean: told.append((done, total)) or None,
+    )  # fmt: skip
+    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_more_steps_than_timesteps_are_refused() -> None:
+    with pytest.raises(ConfigError, match="ask for 1 to 1000"):
+        make_solver(SamplerConfig(num_inference_steps=1001), SCHEDULE, [0])
+
+
+def test_guidance_moves_away_from_the_unconditional_prediction() -> None:
+    passes: list[int] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, context: Context) -> torch.Tensor:
+        passes.append(len(x))
+        return x + context.tokens_BLD.sum(dim=(1, 2))[:, None, None, None]
+
+    context = Context(torch.ones(3, 2, 4))
+    guidance = ClassifierFree(context, torch.tensor([1.0, 2.0, 0.0]))
+    x, rows = torch.zeros(3, *SHAPE), torch.arange(3)
+    guided = guidance.predict(network, x, torch.zeros(3).long(), rows)
+    # ε(c) = 8 and ε(∅) = 0: s · 8.
+    assert guided[:, 0, 0, 0].tolist() == [8.0, 16.0, 0.0]
+    assert passes == [5], "a picture of scale 1 needs no second pass"

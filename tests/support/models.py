@@ -1,0 +1,39 @@
+"""Tiny real models: the same classes and folders as trained ones, with random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remembrandt.models.first_stage.config import FirstStageConfig
+from remembrandt.models.first_stage.model import FirstStage, build_autoencoder, with_scale
+from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.rdm.model import build_unet
+from remembrandt.models.rdm.sampling import save_rdm
+
+TINY_FIRST_STAGE = FirstStageConfig(
+    kind="kl", size=16, channels=(16, 16), layers=1, latent_channels=4, middle_attention=False
+)
+TINY_RDM = RdmConfig(
+    latent_size=8, latent_channels=4, channels=32, multipliers=(1, 2), layers=1, attention_at=(4,), head_width=16,
+    context_dim=32,
+)  # fmt: skip
+
+
+def tiny_first_stage(seed: int = 0) -> FirstStage:
+    """Pictures of 16 pixels ↔ latents (4, 8, 8)."""
+    torch.manual_seed(seed)
+    return FirstStage(with_scale(build_autoencoder(TINY_FIRST_STAGE), 1.5))
+
+
+def save_tiny_rdm(folder: Path, config: RdmConfig = TINY_RDM, **facts: Any) -> Path:
+    """A model folder."""
+    torch.manual_seed(1)
+    unet = build_unet(config)
+    # Fresh attention outputs are nearly nothing: let neighbours matter.
+    with torch.no_grad():
+        for name, parameter in unet.named_parameters():
+            if "attn2" in name:
+                parameter.mul_(4)
+    save_rdm(folder, unet, tiny_first_stage(), config, facts)
+    return folder
