@@ -7,10 +7,12 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from remembrandt.errors import RemembrandtError, ServiceError
 
 _IN_FLIGHT_PER_CPU = 2
+_LATE = "timed out during startup"
 
 
 def connect(*, show_workers: bool = False, dashboard: bool = False) -> None:
@@ -27,9 +29,19 @@ def connect(*, show_workers: bool = False, dashboard: bool = False) -> None:
     if ray.is_initialized():
         return
     try:
-        ray.init(logging_level=logging.WARNING, log_to_driver=show_workers, **_local_size(dashboard))
+        _start(log_to_driver=show_workers, **_local_size(dashboard))
     except Exception as error:  # this very class is what Ray raises when its processes are late
         raise _no_ray(error) from error
+
+
+@retry(retry=retry_if_exception(lambda error: _LATE in str(error)), stop=stop_after_attempt(3), reraise=True)
+def _start(**options: Any) -> None:
+    """Ray gives its processes half a minute to come up; on a busy machine they need another try."""
+    try:
+        ray.init(logging_level=logging.WARNING, **options)
+    except Exception:
+        ray.shutdown()
+        raise
 
 
 def _no_ray(error: Exception) -> ServiceError:

@@ -25,12 +25,14 @@ REPOSITORY = Path(__file__).parents[2]
 _MARK = "REMEMBRANDT_TEST_BUILD"
 
 
-class BuildProcess:
-    """`python jobs/build_index.py` with a Ray instance of its own; all its processes carry a mark to find them by."""
+class JobProcess:
+    """`python jobs/<name>.py` with a Ray instance of its own; all its processes carry a mark to find them by."""
+
+    name: str
 
     def __init__(self, values: dict[str, Any], scratch: Path) -> None:
         self._mark = uuid.uuid4().hex
-        config = scratch / f"build-{self._mark}.yaml"
+        config = scratch / f"{self.name}-{self._mark}.yaml"
         config.write_text(yaml.safe_dump(values))
         self.log = config.with_suffix(".log")
         self._tmp = tempfile.TemporaryDirectory(prefix="rmb", ignore_cleanup_errors=True)
@@ -44,7 +46,7 @@ class BuildProcess:
         environment |= {"REMEMBRANDT_RAY_CPUS": "2", "REMEMBRANDT_RAY_OBJECT_STORE_MB": "150"}
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
-                [sys.executable, "jobs/build_index.py", "--config", str(config)],
+                [sys.executable, f"jobs/{self.name}.py", "--config", str(config)],
                 cwd=REPOSITORY, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
 
@@ -95,6 +97,32 @@ class BuildProcess:
             except psutil.Error:
                 continue
         return found
+
+
+class BuildProcess(JobProcess):
+    """A build."""
+
+    name = "build_index"
+
+
+class TrainProcess(JobProcess):
+    """A training run of RDM."""
+
+    name = "train_rdm"
+
+    def kill_actor(self, rng: random.Random) -> bool:
+        """SIGKILL to a retrieval actor; False if there is none."""
+        actors = [p for p in self._processes() if _title(p).startswith("ray::DatabaseActor")]
+        if actors:
+            rng.choice(actors).kill()
+        return bool(actors)
+
+    def kill_trainer(self) -> bool:
+        """SIGKILL to a training worker; False if there is none."""
+        workers = [p for p in self._processes() if _title(p).startswith("ray::RayTrainWorker")]
+        if workers:
+            workers[0].kill()
+        return bool(workers)
 
 
 class Watcher:

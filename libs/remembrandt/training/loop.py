@@ -8,7 +8,7 @@ Letters in names: B examples, G groups of a loss, F figures, S steps.
 
 import logging
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -37,6 +37,8 @@ from remembrandt.training.schedules import learning_rate
 
 _SAMPLE_SEED = 1_000
 
+Report = Callable[[Path, int], None]
+
 
 def train_worker(values: dict[str, Any]) -> None:
     """Ray Train's entry point; `values["job"]` is the TrainJob."""
@@ -48,24 +50,40 @@ def train_worker(values: dict[str, Any]) -> None:
         torch.set_num_threads(job.loop.threads)
     objective, feed = job.build(device)
     try:
-        trainer = Trainer(job, objective, feed, device, context.get_world_rank())
+        trainer = Trainer(job, objective, feed, device, context.get_world_rank(), report_checkpoint)
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
-            trainer.restore(checkpoint)
+            with checkpoint.as_directory() as folder:
+                trainer.restore(Path(folder))
         trainer.run()
     finally:
         feed.close()
 
 
+def report_checkpoint(folder: Path, step: int) -> None:
+    """Hands a checkpoint to Ray Train: a barrier for all workers; the upload goes on beside the next steps."""
+    ray.train.report(
+        {"step": step},
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
+
+
 @dataclass
 class Trainer:
-    """One worker of a run."""
+    """One worker of a run.
+
+    Attributes:
+        report: takes a folder with this worker's part of a checkpoint, and the step.
+    """
 
     job: TrainJob
     objective: Objective
     feed: Feed
     device: torch.device
     rank: int
+    report: Report
     step: int = 0
     _held: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     _rates: list[float] = field(default_factory=list)
@@ -99,16 +117,15 @@ class Trainer:
         """Every network under training."""
         return {"model": self.model, **({"critic": self.critic} if self.critic is not None else {})}
 
-    def restore(self, checkpoint: ray.train.Checkpoint) -> None:
+    def restore(self, folder: Path) -> None:
         """Takes up the state of an interrupted run.
 
         Raises:
             ConfigError: something that the losses depend on has changed since.
         """
-        with checkpoint.as_directory() as folder:
-            saved = read_position(Path(folder))
-            saved.check(self._position())
-            load_checkpoint(Path(folder), self.engines, self.average, self.rank)
+        saved = read_position(folder)
+        saved.check(self._position())
+        load_checkpoint(folder, self.engines, self.average, self.rank)
         self.step = saved.step
 
     def run(self) -> None:
@@ -227,15 +244,10 @@ class Trainer:
         return Position.of(self.step, self.loop, settings, self.feed.identity)
 
     def _checkpoint(self) -> None:
-        """Every worker writes and reports its part; the upload goes on beside the next steps."""
+        """Every worker writes and reports its part."""
         folder = Path(tempfile.mkdtemp(prefix="remembrandt-checkpoint-"))
         save_checkpoint(folder, self._position(), self.engines, self.average, self.rank)
-        ray.train.report(
-            {"step": self.step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
+        self.report(folder, self.step)
 
     def _sample(self, console: Console | None) -> None:
         """A grid of samples from the averaged weights, beside their neighbours. Every worker must call it."""

@@ -1,0 +1,105 @@
+"""`jobs/sample.py` as a person runs it, and kills it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from remembrandt.databases.database import Database
+from remembrandt.generation import read_record
+from tests.support.builds import REPOSITORY
+from tests.support.models import TINY_RDM, save_tiny_rdm
+from tests.support.processes import wait_until
+from tests.support.ray_cluster import RayCluster
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def values(emoji_like_database: str, tmp_path: Path) -> dict[str, Any]:
+    with Database.open(emoji_like_database) as database:
+        encoder = database.manifest.encoder
+    config = TINY_RDM.model_copy(update={"context_dim": 64})
+    return {
+        "model": str(save_tiny_rdm(tmp_path / "model", config, encoder=encoder)),
+        "out": str(tmp_path / "out"),
+        "database": {"uri": emoji_like_database},
+        "texts": ["a red circle", "a blue square"],
+        "count": 5,
+        "sampler": {"solver": "ddim", "num_inference_steps": 4},
+        "requests": [
+            {"database": {"uri": emoji_like_database}, "strategy": {"name": "exemplars", "ids": [4]}, "seed": 77}
+        ],
+        "block_size": 2,
+        "samplers": 1,
+    }
+
+
+def run(
+    values: dict[str, Any], cluster: RayCluster, tmp_path: Path, *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(values, tmp_path, *arguments), env=cluster.environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def command(values: dict[str, Any], tmp_path: Path, *arguments: str) -> list[str]:
+    config = tmp_path / "sample.yaml"
+    config.write_text(yaml.safe_dump(values))
+    return [sys.executable, str(REPOSITORY / "jobs" / "sample.py"), "--config", str(config), *arguments]
+
+
+def test_a_killed_run_goes_on_and_draws_nothing_twice(
+    values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    out = Path(values["out"])
+    markers = out / ".sampling" / "blocks"
+    process = subprocess.Popen(command(values, tmp_path), env=ray_cluster.environment, stderr=subprocess.DEVNULL)
+    wait_until(lambda: process.poll() is not None or len(list(markers.glob("*.json"))) >= 1, "a block", 200)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stamps = {path: path.stat().st_mtime_ns for path in markers.glob("*.json")}
+
+    done = run(values, ray_cluster, tmp_path, "--json")
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["pictures"] == 11 and report["drawn_now"] == 11 - 2 * len(stamps)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"{n:06d}.png" for n in range(11)]
+    table = pq.read_table(out / "records.parquet").to_pylist()
+    assert [row["seed"] for row in table] == [*range(10), 77]
+    assert [n["id"] for n in table[10]["neighbors"]] == [4]
+    for number, row in enumerate(table):
+        record = read_record(out / "pictures" / f"{number:06d}.png")
+        assert (record.seed, record.text, len(record.neighbors)) == (row["seed"], row["text"], len(row["neighbors"]))
+    page = (out / "sheet.html").read_text()
+    assert page.count("<img") == 4 + 5 + 4 + 5 + 1 + 1
+
+    again = run(values, ray_cluster, tmp_path, "--json")
+    assert json.loads(again.stdout)["drawn_now"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "/nowhere"}, "holds no finished model"),
+        ({"texts": [], "requests": []}, "needs texts, prompts or images"),
+        ({"guidance": 3}, "did you mean 'guidance_scale'?"),
+        ({"prompts": "/nowhere.txt", "texts": []}, "cannot read prompts /nowhere.txt"),
+        ({"sampler": {"num_inference_steps": 5000}}, "ask for 1 to 1000"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    change: dict[str, Any], message: str, values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    done = run({**values, **change}, ray_cluster, tmp_path)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert message in line and "Traceback" not in done.stderr

@@ -1,0 +1,58 @@
+"""The same losses however the work is spread, and as they were when this was written."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remembrandt.configuration import parse_config
+from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
+from remembrandt.models.rdm.sampling import RdmSampler
+from tests.support.ray_cluster import RayCluster
+from tests.training.workers import train_all
+
+pytestmark = pytest.mark.ray
+
+GOLDEN = Path(__file__).parents[1] / "assets" / "losses" / "rdm-tiny.json"
+
+
+@pytest.fixture
+def precomputed(run_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster) -> dict[str, Any]:
+    """The run with neighbours from disk."""
+    rows = run_values["train_set"]
+    search = {"num_neighbors": 3}
+    values = {
+        "database": rows["uri"],
+        "train_set": {"kind": "database", **rows},
+        "out": str(tmp_path / "neighbors"),
+        "search": search,
+        "workers": {"searchers": 1},
+    }
+    precompute_neighbors(parse_config(PrecomputeConfig, values, "test"))
+    neighbors = {**run_values["neighbors"], "mode": "precomputed", "precomputed": values["out"], "pool": {}}
+    return {**run_values, "neighbors": neighbors}
+
+
+def variant(values: dict[str, Any], name: str, **loop: Any) -> dict[str, Any]:
+    """The same run under another name, with other settings of the loop."""
+    output = f"{values['output']}-{name}"
+    return {**values, "name": name, "output": output, "loop": {**values["loop"], **loop}}
+
+
+@pytest.mark.timeout(600)
+def test_zero_stages_and_workers_give_the_same_losses(precomputed: dict[str, Any]) -> None:
+    single = [variant(precomputed, f"one-{stage}", zero_stage=stage) for stage in range(4)]
+    parts = variant(precomputed, "parts", accumulation=2)
+    double = [variant(precomputed, f"two-{stage}", zero_stage=stage, workers=2) for stage in range(4)]
+    losses = train_all([*single, parts], 1) + train_all(double, 2)
+    golden = json.loads(GOLDEN.read_text())["losses"]
+    for found, values in zip(losses, [*single, parts, *double], strict=True):
+        assert len(found) == 12
+        np.testing.assert_allclose(found, golden, rtol=2e-4, err_msg=values["name"])
+    assert losses[0][-4:] < losses[0][:4], "it learns"
+    weights = [RdmSampler.load(values["output"]).unet.state_dict() for values in (single[0], single[3], double[2])]
+    for name, weight in weights[0].items():
+        for other in weights[1:]:
+            np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)

@@ -1,0 +1,56 @@
+"""Training workers without Ray: plain processes that talk through gloo, for many short runs in a row."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from remembrandt.configuration import parse_config
+from remembrandt.storage import open_store
+from remembrandt.training.feeds.cache import fill_cache
+from remembrandt.training.feeds.train_set import TrainSet
+from remembrandt.training.journal import read_journal
+from remembrandt.training.loop import Trainer
+from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
+from tests.support.processes import free_ports
+
+Runs = list[dict[str, Any]]
+
+
+def train_all(runs: Runs, workers: int) -> list[list[float]]:
+    """Trains every configuration with that many workers; the losses of each, step by step."""
+    config = parse_config(TrainRdmConfig, runs[0], "test")
+    fill_cache(latent_cache(config), TrainSet.open(config.train_set))
+    (port,) = free_ports(1)
+    mp.start_processes(_work, (runs, workers, port), nprocs=workers, start_method="spawn")
+    return [[line["loss"] for line in read_journal(f"{run['storage']}/{run['name']}")] for run in runs]
+
+
+def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(workers), "DS_ACCELERATOR": "cpu",
+    }  # fmt: skip
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=workers)
+    for values in runs:
+        job = RdmJob(parse_config(TrainRdmConfig, values, "test"), None)
+        objective, feed = job.build(torch.device("cpu"))
+        kept = Path(values["storage"]) / "checkpoints" / values["name"]
+
+        def keep(folder: Path, step: int, kept: Path = kept) -> None:
+            shutil.copytree(folder, kept / f"{step}", dirs_exist_ok=True)
+            dist.barrier()
+
+        trainer = Trainer(job, objective, feed, torch.device("cpu"), rank, keep)
+        trainer.run()
+    dist.destroy_process_group()
+
+
+def losses_of(uri: str) -> list[float]:
+    """Of every step of a run, in order."""
+    return [line["loss"] for line in read_journal(open_store(uri))]
