@@ -21,7 +21,7 @@ export UV_PYTHON_DOWNLOADS := never
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export DEMO_DIR
 
-.PHONY: help demo test test-slow lint fmt bench lock clean
+.PHONY: help demo test test-slow lint fmt bench gpu-check lock clean
 help:  ## What can be made
 	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 16
 
@@ -46,6 +46,9 @@ fmt: .venv/.installed-dev  ## Formats the code and mends what ruff can
 
 bench: .venv/.installed-dev .venv-peers/.installed  ## Benchmarks beside their peers, into tests/benchmarks/*.md; ARGS='search' for one
 	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+gpu-check: .venv/.installed-dev  ## On a machine with a CUDA GPU: speed and memory of RDM 400M, into tests/benchmarks/gpu.md
+	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
 lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
 	$(LOCK) --upgrade $(EXTRAS) pyproject.toml -o requirements.lock

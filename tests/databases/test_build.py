@@ -149,6 +149,14 @@ def test_patches_are_cut_embedded_and_traced_to_their_image(few: dict[str, Any],
     assert again["rows"] == report["rows"] and again["already_in_base"] == 3
 
 
+def test_a_database_may_be_its_own_train_set(few: dict[str, Any]) -> None:
+    exclude = {"same_key": True, "duplicates": True, "same_group": False}
+    build(few, neighbors={"train_set": "self", "num_neighbors": 3, "exclude": exclude})
+    with Database.open(few["uri"]) as database:
+        ids = database.search_ids(range(80), 3).ids
+        np.testing.assert_array_equal(database.proposal(), np.bincount(ids.reshape(-1), minlength=80) / (3 * 80))
+
+
 def test_texts_without_images_make_a_bm25_database(few: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "texts.jsonl"
     lines = [{"key": f"t{i}", "text": f"the {word} sat on the mat"} for i, word in enumerate(("cat", "dog", "owl"))]

@@ -93,4 +93,5 @@ def assert_same_version(expected_uri: str, uri: str) -> None:
         assert np.array_equal(ours.ids, theirs.ids) and np.array_equal(ours.scores, theirs.scores)
         texts = [row.caption for row in found.rows(ids[::20])]
         assert np.array_equal(found.search_bm25(texts, 5).ids, expected.search_bm25(texts, 5).ids)
-    assert not Catalog.open(uri).store.folders("builds")
+    # Some S3 servers go on listing folders that have become empty.
+    assert not Catalog.open(uri).store.files("builds")

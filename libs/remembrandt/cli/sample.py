@@ -27,7 +27,7 @@ SCALE = 2.0
 
 
 def sample(
-    model: Annotated[Path, typer.Argument(help="Folder of a finished model.")],
+    model: Annotated[str, typer.Argument(help="Folder of a finished model, or the name of a shipped one.")],
     texts: Annotated[list[str] | None, typer.Argument(help="Prompts, or class names for class_pool.")] = None,
     database: Annotated[str, typer.Option(help="Database to paint from: <root>/<name>.")] = "",
     where: Annotated[list[str] | None, typer.Option(help="Filter column=value[,value…]; repeatable.")] = None,
@@ -56,12 +56,12 @@ def sample(
         for text in starts
         for number in range(count)
     ]
-    generator = Generator(RdmSampler.load(model), model.name)
+    generator = Generator(RdmSampler.load(model), Path(model).name)
     pictures = generator.generate(requests)
     if out.suffix.lower() in (".png", ".html"):
         drawn = [(picture.image, picture.record) for picture in pictures]
         images_of = images_in(generator.database(ref)) if ref else lambda record: []
-        write_sheet(picture_rows(drawn, images_of), f"{model.name} · {len(drawn)} samples", out)
+        write_sheet(picture_rows(drawn, images_of), f"{Path(model).name} · {len(drawn)} samples", out)
     else:
         out.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(pictures):
@@ -73,13 +73,13 @@ def sample(
 
 
 def demo_samples(
-    model: Annotated[Path, typer.Argument(help="Folder of a finished RDM.")],
+    model: Annotated[str, typer.Argument(help="Folder of a finished RDM, or the name of a shipped one.")],
     uri: Annotated[str, typer.Argument(help="The emoji database.")],
     out: Annotated[Path, typer.Option(help="Folder for the sheets.")],
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
 ) -> None:
     """Samples from words, from classes, from nothing, and with the database swapped under the same seeds."""
-    generator = Generator(RdmSampler.load(model), model.name)
+    generator = Generator(RdmSampler.load(model), Path(model).name)
     whole = DatabaseRef(uri=uri)
     sheets = {
         "samples-texts": (
@@ -108,7 +108,7 @@ def demo_samples(
         drawn = [(picture.image, picture.record) for picture in generator.generate(requests)]
         rows = picture_rows(drawn, images_in(generator.database(whole)))
         for suffix in (".png", ".html"):
-            write_sheet(rows, f"{title} · {model.name}", out / f"{name}{suffix}")
+            write_sheet(rows, f"{title} · {Path(model).name}", out / f"{name}{suffix}")
     if as_json:
         print(json.dumps({"sheets": str(out), "names": list(sheets)}))
     else:

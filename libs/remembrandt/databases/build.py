@@ -144,7 +144,8 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     fingerprint = source.fingerprint() if source else "none"
     parts = [fingerprint, encoder.fingerprint.digest if encoder else "none", base.version if base else "none"]
     if config.neighbors is not None:
-        parts.append(Queries.open(config.neighbors.train_set).fingerprint())
+        train_set = config.neighbors.train_set
+        parts.append("self" if train_set == "self" else Queries.open(train_set).fingerprint())
     version = config.version_id(*parts)
     blocks: list[SourceBlock | BaseRows] = [
         *_base_blocks(catalog, base, config),
@@ -253,11 +254,13 @@ def _vectors(
 def _with_neighbors(config: BuildConfig, plan: BuildPlan, manifest: Manifest) -> Manifest:
     """Adds the neighbours of the configured train set, and the proposal, to the files of the version."""
     assert config.neighbors is not None
-    store = plan.catalog.version_store(plan.version)
+    store, train_set = plan.catalog.version_store(plan.version), config.neighbors.train_set
+    own = Queries({"kind": "self"}, rows=store, manifest=manifest)
+    queries = own if train_set == "self" else Queries.open(train_set)
     info = compute_neighbors(
         store,
         manifest,
-        Queries.open(config.neighbors.train_set),
+        queries,
         config.neighbors,
         store,
         "neighbors",

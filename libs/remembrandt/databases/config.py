@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -38,9 +38,13 @@ class GateConfig(Config):
 
 
 class NeighborsConfig(NeighborSearchConfig):
-    """Neighbours of a train set, to be stored with the version, and the proposal p_D that they give (P1 Eq. 5)."""
+    """Neighbours of a train set, to be stored with the version, and the proposal p_D that they give (P1 Eq. 5).
 
-    train_set: SourceConfig
+    Attributes:
+        train_set: a source; or `self`, the version's own rows, for a database that is trained on itself.
+    """
+
+    train_set: SourceConfig | Literal["self"]
 
 
 class BuildConfig(Config):

@@ -27,7 +27,7 @@ from remembrandt.errors import ConfigError
 from remembrandt.generation.generator import Generator
 from remembrandt.generation.records import Record, encode_png
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
-from remembrandt.models.folders import read_facts
+from remembrandt.models.folders import find_model, read_facts
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.progress import Progress
 from remembrandt.retrieval import StrategyConfig
@@ -132,7 +132,7 @@ def sample_pictures(config: SampleConfig, *, dry_run: bool = False) -> dict[str,
         ConfigError: no such model, nothing to draw, or `out` holds pictures of other requests.
         RemembrandtError: what a worker raised for the user.
     """
-    read_facts(Path(config.model), "rdm")
+    read_facts(find_model(config.model), "rdm")
     requests, out = config.all_requests(), open_store(config.out)
     out.check_writable()
     _claim(out, config)

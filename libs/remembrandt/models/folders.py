@@ -13,6 +13,8 @@ from remembrandt.errors import ConfigError, CorruptionError
 
 FACTS = "remembrandt.json"
 CONFIG = "config.json"
+SHIPPED = Path(__file__).with_name("weights")
+"""Models that come with the package."""
 
 
 def save_network(network: nn.Module, folder: Path) -> None:
@@ -52,6 +54,22 @@ def take_weights(network: nn.Module, folder: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"{folder} holds a network of another shape than is configured: {reason}") from None
+
+
+def find_model(name: str | Path) -> Path:
+    """A model's folder: the path itself, or that of a model that ships with the package under this name.
+
+    Raises:
+        ConfigError: neither.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    shipped = {folder.name: folder for folder in SHIPPED.iterdir() if folder.is_dir()} if SHIPPED.is_dir() else {}
+    if str(name) in shipped:
+        return shipped[str(name)]
+    hint = f"; shipped models: {', '.join(sorted(shipped))}" if shipped else ""
+    raise ConfigError(f"there is no model at {name}: name the folder of a finished one{hint}")
 
 
 def write_facts(folder: Path, kind: str, facts: dict[str, Any]) -> None:

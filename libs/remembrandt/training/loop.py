@@ -23,6 +23,7 @@ from torch import nn
 
 from remembrandt.errors import ConfigError
 from remembrandt.generation.grid import sample_grid, to_images
+from remembrandt.models.folders import find_model
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
 from remembrandt.storage import Store, open_store
 from remembrandt.training.checkpoints import Position, load_checkpoint, read_position, save_checkpoint, unchanging
@@ -94,7 +95,7 @@ class Trainer:
         torch.manual_seed(loop.seed)
         module = self.objective.configure_model()
         if loop.init_from is not None:
-            self.objective.load(module, Path(loop.init_from))
+            self.objective.load(module, find_model(loop.init_from))
         if loop.activation_checkpointing:
             _checkpoint_activations(module)
         self.model = Engine(module, loop, self.device, loop.zero_stage)

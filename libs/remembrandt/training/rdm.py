@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.errors import ConfigError
 from remembrandt.models.first_stage.model import FirstStage
+from remembrandt.models.folders import find_model, read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import build_unet, num_parameters
 from remembrandt.models.rdm.objective import RdmObjective
@@ -154,8 +154,8 @@ def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None
         )
     open_store(config.output).check_writable()
     open_store(config.storage).check_writable()
-    if config.loop.init_from is not None and not (Path(config.loop.init_from) / "unet").is_dir():
-        raise ConfigError(f"loop.init_from: {config.loop.init_from} holds no finished model")
+    if config.loop.init_from is not None:
+        read_facts(find_model(config.loop.init_from), "rdm")
     if config.neighbors is None or database is None:
         return
     check_encoders(train_set, database)

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from remembrandt.models.first_stage.config import FirstStageConfig
-from remembrandt.models.folders import load_network, save_network
+from remembrandt.models.folders import find_model, load_network, save_network
 
 Autoencoder = nn.Module
 """An `AutoencoderKL` or a `VQModel`."""
@@ -54,13 +54,13 @@ class FirstStage:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """Opens a folder of an AutoencoderKL or VQModel: ours, or any that diffusers wrote.
+        """Opens a folder of an AutoencoderKL or VQModel: ours, any that diffusers wrote, or a shipped one by name.
 
         Raises:
             ConfigError: no network there.
             CorruptionError: a damaged file.
         """
-        return cls(load_network(Path(folder)).float())
+        return cls(load_network(find_model(folder)).float())
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and diffusers open."""

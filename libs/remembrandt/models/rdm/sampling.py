@@ -14,7 +14,7 @@ from remembrandt.diffusion.guidance import ClassifierFree, Context
 from remembrandt.diffusion.samplers import SamplerConfig, sample
 from remembrandt.errors import ConfigError
 from remembrandt.models.first_stage.model import FirstStage
-from remembrandt.models.folders import load_network, read_facts, save_network, write_facts, write_json
+from remembrandt.models.folders import find_model, load_network, read_facts, save_network, write_facts, write_json
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import UNet, predict_noise
 
@@ -75,13 +75,13 @@ class RdmSampler:
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """Opens a folder that training wrote.
+        """Opens a folder that training wrote, or a model that ships with the package, by name.
 
         Raises:
             ConfigError: no such model there.
             CorruptionError: a damaged file, by name.
         """
-        root = Path(folder)
+        root = find_model(folder)
         facts = read_facts(root, "rdm")
         config = RdmConfig.model_validate(facts["model"])
         unet = load_network(root / "unet").to(device, dtype).eval()

@@ -13,7 +13,6 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -24,6 +23,7 @@ from remembrandt.databases.cache import local_file
 from remembrandt.databases.manifest import digest
 from remembrandt.distributed import connect, num_gpus, run_tasks
 from remembrandt.models.first_stage.model import FirstStage
+from remembrandt.models.folders import find_model
 from remembrandt.progress import Progress
 from remembrandt.storage import Store, open_store
 from remembrandt.storage.ledger import Ledger, Marker, describe_file
@@ -97,7 +97,7 @@ class ExampleCache:
 
 def first_stage_fingerprint(folder: str) -> str:
     """16 hex digits over a first stage's configuration and weights."""
-    files = sorted(path for path in Path(folder).iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in find_model(folder).iterdir() if path.suffix in (".json", ".safetensors"))
     return digest(b"".join(digest(path.read_bytes()).encode() for path in files))[:16]
 
 

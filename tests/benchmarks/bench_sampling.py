@@ -1,0 +1,110 @@
+"""Sampling speed of RDM: our sampler against a diffusers loop, and a batch of many tenants against one tenant's.
+
+    python -m tests.benchmarks.bench_sampling [--model rdm-small]
+
+Without --model a U-Net of the small configuration with random weights is used: speed does not depend on them.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import DDIMScheduler
+
+from remembrandt.diffusion.guidance import Context
+from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.models.first_stage.config import FirstStageConfig
+from remembrandt.models.first_stage.model import FirstStage, build_autoencoder, with_scale
+from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.rdm.model import build_unet
+from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings, save_rdm
+from tests.benchmarks.report import table, write_report
+
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+BATCH, STEPS, SCALE, ROUNDS = 16, 25, 2.0, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = arguments.model or str(random_model(Path(scratch)))
+        rows = [row for dtype in (torch.float32, torch.bfloat16) for row in measure(folder, dtype)]
+    text = (
+        f"{BATCH} pictures of 64 pixels, DDIM with η = 1, {STEPS} steps, guidance {SCALE}, two threads; medians of "
+        f"{ROUNDS} alternating rounds. The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
+        "the same steps; every tenant's pictures are what they would be alone."
+    )
+    path = write_report("sampling", "Sampling", "make bench", ("torch", "diffusers"), [table(rows), text])
+    print(path.read_text())
+
+
+def random_model(folder: Path) -> Path:
+    """The small model with random weights."""
+    torch.manual_seed(0)
+    config = RdmConfig.model_validate(yaml.safe_load((CONFIGS / "train_rdm" / "small.yaml").read_text())["model"])
+    stage = yaml.safe_load((CONFIGS / "train_first_stage" / "small.yaml").read_text())["model"]
+    first_stage = FirstStage(with_scale(build_autoencoder(FirstStageConfig.model_validate(stage)), 1.0))
+    save_rdm(folder, build_unet(config), first_stage, config, {})
+    return folder
+
+
+def measure(folder: str, dtype: torch.dtype) -> list[dict[str, str]]:
+    """Pictures a second of the three ways, in one precision."""
+    sampler = RdmSampler.load(folder, dtype=dtype)
+    tokens = torch.randn(BATCH, 4, sampler.config.context_dim, generator=torch.Generator().manual_seed(1))
+    settings = SampleSettings(SCALE, SamplerConfig(num_inference_steps=STEPS, eta=1.0))
+    one = SampleBatch.uniform(Context(tokens), range(BATCH), settings)
+    mask = torch.arange(4) <= (torch.arange(BATCH) % 4)[:, None]
+    other = SampleSettings(4.0, settings.sampler)
+    many = SampleBatch(Context(tokens, mask), tuple(range(BATCH)), (settings, other) * (BATCH // 2))
+    ways: dict[str, Callable[[], object]] = {
+        "diffusers loop": lambda: diffusers_loop(sampler, tokens.to(dtype)),
+        "ours, one tenant": lambda: sampler.sample(one),
+        "ours, mixed tenants": lambda: sampler.sample(many),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(ROUNDS + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    rates = {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+    base = {"ours, one tenant": "diffusers loop", "ours, mixed tenants": "ours, one tenant"}
+    return [
+        {
+            "precision": str(dtype).removeprefix("torch."),
+            "way": name,
+            "pictures/s": f"{rate:.2f}",
+            "ratio": f"{rate / rates[base[name]]:.2f} × {base[name]}" if name in base else "",
+        }
+        for name, rate in rates.items()
+    ]
+
+
+@torch.inference_mode()
+def diffusers_loop(sampler: RdmSampler, tokens: torch.Tensor) -> torch.Tensor:
+    """What a user of diffusers writes: scheduler, doubled batch, decode."""
+    scheduler = DDIMScheduler(**sampler.schedule.diffusers_config(), set_alpha_to_one=False, clip_sample=False)
+    scheduler.set_timesteps(STEPS)
+    generator = torch.Generator().manual_seed(0)
+    edge, channels = sampler.config.latent_size, sampler.config.latent_channels
+    latents = torch.randn(BATCH, channels, edge, edge, generator=generator, dtype=tokens.dtype)
+    both = torch.cat([torch.zeros_like(tokens), tokens])
+    for t in scheduler.timesteps:
+        null, own = sampler.unet(torch.cat([latents, latents]), t, both, return_dict=False)[0].chunk(2)
+        noise = null + SCALE * (own - null)
+        latents = scheduler.step(noise, t, latents, eta=1.0, generator=generator).prev_sample
+    return sampler.first_stage.decode(latents)
+
+
+if __name__ == "__main__":
+    main()
