@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# `make demo`: pictures → a published, searchable database → contact sheets → a model trained on it → new pictures.
-# What is there already is reused.
+# `make demo`: pictures → a published, searchable database → contact sheets. What is there already is reused.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,21 +20,6 @@ is_built() {
   python "${job[@]}" --dry-run --json 2> /dev/null | python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["already_built"])'
 }
 
-start_ray() {
-  step "Starting Ray"
-  trap 'cluster/local.sh down' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-  cluster/local.sh up
-  local variables
-  variables=$(cluster/local.sh env)
-  eval "$variables"
-}
-stop_ray() {
-  cluster/local.sh down
-  trap - EXIT
-}
-
 step "Preparing the emoji drawings"
 remembrandt datasets prepare emoji --out "$demo/data/emoji"
 
@@ -44,10 +28,17 @@ if is_built; then
 else
   step "Planning: what such a database needs, from rates measured here"
   remembrandt plan --rows 14000 --budget 1GB --image-bytes 8kB
-  start_ray
+  step "Starting Ray"
+  trap 'cluster/local.sh down' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  cluster/local.sh up
+  variables=$(cluster/local.sh env)
+  eval "$variables"
   step "Building the database"
   ray job submit --working-dir . -- python "${job[@]}"
-  stop_ray
+  cluster/local.sh down
+  trap - EXIT
 fi
 
 report=$demo/sheets/report.txt
@@ -59,31 +50,5 @@ else
   mkdir -p "$demo/sheets"
   { remembrandt db show "$database" && remembrandt demo-sheets "$database" --out "$demo/sheets"; } | tee "$report.part"
   mv "$report.part" "$report"
-fi
-
-# A minute of training from the weights that ship with the package: enough to see the loss, and every part at work.
-model=$demo/models/rdm
-if [ -e "$model/remembrandt.json" ] && [ "$model/remembrandt.json" -nt "$database/current" ]; then
-  step "The trained model is there"
-else
-  start_ray
-  step "Training the small RDM for a minute, asking for neighbours as it goes"
-  rm -rf "$demo/runs/demo"
-  ray job submit --working-dir . -- python jobs/train_rdm.py --config jobs/configs/train_rdm/small.yaml name=demo \
-    storage="$demo/runs" output="$model" cache="$demo/cache/latents" first_stage=first-stage-small \
-    train_set.uri="$database" neighbors.database.uri="$database" \
-    loop.init_from=rdm-small loop.steps=60 loop.log_every=10 loop.checkpoint_every=60 loop.sample_every=0 \
-    loop.optimizer.learning_rate=1.0e-4 loop.optimizer.warmup=10
-  stop_ray
-fi
-
-pictures=$demo/sheets/samples.txt
-if [ "$pictures" -nt "$model/remembrandt.json" ]; then
-  step "The samples are there"
-  cat "$pictures"
-else
-  step "Painting from words, from classes, from nothing, and from another database"
-  remembrandt demo-samples rdm-small "$database" --out "$demo/sheets" | tee "$pictures.part"
-  mv "$pictures.part" "$pictures"
 fi
 step "Done"

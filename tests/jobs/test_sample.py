@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from remembrandt.configuration import parse_config
 from remembrandt.databases.database import Database
+from remembrandt.errors import RemembrandtError
 from remembrandt.generation import read_record
+from remembrandt.generation.job import SampleConfig, sample_pictures
 from tests.support.builds import REPOSITORY
 from tests.support.models import TINY_RDM, save_tiny_rdm
 from tests.support.processes import wait_until
@@ -82,24 +86,22 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(
     page = (out / "sheet.html").read_text()
     assert page.count("<img") == 4 + 5 + 4 + 5 + 1 + 1
 
-    again = run(values, ray_cluster, tmp_path, "--json")
-    assert json.loads(again.stdout)["drawn_now"] == 0
+    again = sample_pictures(parse_config(SampleConfig, values, "sample.yaml"), dry_run=True)
+    assert again["drawn_now"] == 0
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": "/nowhere"}, "holds no finished model"),
+        ({"model": "/nowhere"}, "there is no model at /nowhere"),
         ({"texts": [], "requests": []}, "needs texts, prompts or images"),
         ({"guidance": 3}, "did you mean 'guidance_scale'?"),
         ({"prompts": "/nowhere.txt", "texts": []}, "cannot read prompts /nowhere.txt"),
         ({"sampler": {"num_inference_steps": 5000}}, "ask for 1 to 1000"),
     ],
 )
-def test_a_mistake_is_one_line(
-    change: dict[str, Any], message: str, values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path
+def test_mistakes_are_found_before_anything_is_drawn(
+    change: dict[str, Any], message: str, values: dict[str, Any]
 ) -> None:
-    done = run({**values, **change}, ray_cluster, tmp_path)
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
-    assert message in line and "Traceback" not in done.stderr
+    with pytest.raises(RemembrandtError, match=re.escape(message)):
+        sample_pictures(parse_config(SampleConfig, {**values, **change}, "sample.yaml"), dry_run=True)

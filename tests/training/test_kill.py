@@ -10,7 +10,7 @@ import pytest
 from remembrandt.training.journal import read_journal
 from tests.support.builds import TrainProcess
 
-pytestmark = [pytest.mark.chaos, pytest.mark.ray]
+pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 24
 TARGETS = ("trainer", "actor", "driver")
@@ -43,9 +43,9 @@ def wait_for_step(process: TrainProcess, values: dict[str, Any], step: int, time
 @pytest.mark.parametrize(
     ("stage", "workers", "kills"),
     [
-        (1, 1, 2),
-        pytest.param(1, 2, 6, marks=pytest.mark.slow),
-        pytest.param(2, 2, 6, marks=pytest.mark.slow),
+        (1, 1, 3),
+        (1, 2, 4),
+        (2, 2, 4),
     ],
 )
 def test_a_killed_run_has_the_losses_of_an_undisturbed_one(

@@ -21,13 +21,14 @@ from pydantic import Field, model_validator
 
 from remembrandt.configuration import Config
 from remembrandt.databases.manifest import digest
-from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.diffusion.samplers import SamplerConfig, make_solver
 from remembrandt.distributed import connect, num_cpus, num_gpus, plain_error
 from remembrandt.errors import ConfigError
 from remembrandt.generation.generator import Generator
 from remembrandt.generation.records import Record, encode_png
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
 from remembrandt.models.folders import find_model, read_facts
+from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.progress import Progress
 from remembrandt.retrieval import StrategyConfig
@@ -129,11 +130,14 @@ def sample_pictures(config: SampleConfig, *, dry_run: bool = False) -> dict[str,
     """Draws what is not drawn yet, and writes the records; returns a report.
 
     Raises:
-        ConfigError: no such model, nothing to draw, or `out` holds pictures of other requests.
+        ConfigError: no such model, nothing to draw, more steps than it has, or `out` holds pictures of other requests.
         RemembrandtError: what a worker raised for the user.
     """
-    read_facts(find_model(config.model), "rdm")
+    facts = read_facts(find_model(config.model), "rdm")
     requests, out = config.all_requests(), open_store(config.out)
+    schedule = RdmConfig.model_validate(facts["model"]).schedule.build()
+    for sampler in {request.sampler for request in requests}:
+        make_solver(sampler, schedule, [])
     out.check_writable()
     _claim(out, config)
     blocks = [range(i, min(i + config.block_size, len(requests))) for i in range(0, len(requests), config.block_size)]

@@ -1,8 +1,10 @@
 """DeepSpeed behind a small face: a wrapped network, one step, its master weights, and their average."""
 
+import contextlib
 import copy
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,16 +28,16 @@ class Engine:
     """
 
     def __init__(self, module: nn.Module, loop: LoopConfig, device: torch.device, zero_stage: int) -> None:
-        deepspeed = _deepspeed(device)
-        self._stage, self._precision = zero_stage, loop.precision
+        self._precision = loop.precision
         module = module.to(device)
-        # DeepSpeed's engine flattens what it is given, so the optimiser must be made of the same parameters.
-        self.network, self._optimizer, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=_optimizer(loop.optimizer, module, device),
-            config=_deepspeed_config(loop, zero_stage),
-            dist_init_required=False,
-        )
+        # What DeepSpeed prints would stand among a job's results.
+        with contextlib.redirect_stdout(sys.stderr):
+            self.network, self._optimizer, _, _ = _deepspeed(device).initialize(
+                model=module,
+                optimizer=_optimizer(loop.optimizer, module),
+                config=_deepspeed_config(loop, zero_stage),
+                dist_init_required=False,
+            )
         if loop.compile:
             self.network.compile()
         self._autocast_device = device.type
@@ -166,7 +168,7 @@ def _deepspeed_config(loop: LoopConfig, zero_stage: int) -> dict[str, Any]:
     }
 
 
-def _optimizer(config: OptimizerConfig, module: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if config.kind == "adafactor":
         return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import nn
 
 from remembrandt.configuration import Config
 from remembrandt.models.first_stage.config import FirstStageConfig, FirstStageLossConfig
+from remembrandt.models.first_stage.critic import MIN_EDGE
 from remembrandt.models.first_stage.model import build_autoencoder, parameters_of
 from remembrandt.models.first_stage.objective import FirstStageObjective, measure_scale
 from remembrandt.models.folders import write_facts
@@ -47,6 +49,12 @@ class TrainFirstStageConfig(Config):
     loss: FirstStageLossConfig = FirstStageLossConfig()
     cache: str | None = None
     loop: LoopConfig = LoopConfig()
+
+    @model_validator(mode="after")
+    def _critic_sees_patches(self) -> "TrainFirstStageConfig":
+        if self.loss.adversarial and self.model.size < MIN_EDGE:
+            raise ValueError(f"loss.adversarial needs pictures of at least {MIN_EDGE} pixels: raise model.size")
+        return self
 
 
 class ScaledFirstStageObjective(FirstStageObjective):

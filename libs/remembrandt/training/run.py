@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pyarrow.fs import FileSystem
+from ray.exceptions import RayError
 from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
@@ -56,7 +57,11 @@ def connect_for_training() -> None:
 
 
 def fit(make: Callable[[], TorchTrainer], max_failures: int) -> None:
-    """Replaces lost workers up to `max_failures` times. Ray Train would do so after a user's mistake, too."""
+    """Replaces lost workers up to `max_failures` times. Ray Train would do so after a user's mistake, too.
+
+    A failure that comes again in the same words is not chance: it ends the run.
+    """
+    before = ""
     for failures in range(max_failures + 1):
         try:
             make().fit()
@@ -65,9 +70,11 @@ def fit(make: Callable[[], TorchTrainer], max_failures: int) -> None:
             mistake = _mistake_in(error)
             if mistake is not None:
                 raise mistake from None
-            if failures == max_failures:
+            said = _first_line(error)
+            if failures == max_failures or said == before:
                 raise
-            say(f"training failed ({_first_line(error)}): going on from the last checkpoint")
+            before = said if not _is_loss(error) else ""
+            say(f"training failed ({said}): going on from the last checkpoint")
 
 
 def make_trainer(
@@ -103,6 +110,11 @@ def _mistake_in(error: TrainingFailedError) -> RemembrandtError | None:
     # Ray Train wraps what a training function raises without making it a cause.
     found = (plain_error(getattr(failure, "_base_exc", failure)) for failure in failures)
     return next((mistake for mistake in found if isinstance(mistake, RemembrandtError)), None)
+
+
+def _is_loss(error: TrainingFailedError) -> bool:
+    """Whether a worker's process is gone, rather than that it raised something."""
+    return any(isinstance(failure, RayError) for failure in getattr(error, "worker_failures", {}).values())
 
 
 def _first_line(error: BaseException) -> str:

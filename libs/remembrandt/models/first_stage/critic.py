@@ -6,6 +6,9 @@ Letters in names: B pictures, C H W.
 import torch
 from torch import nn
 
+MIN_EDGE = 32
+"""Smaller pictures leave no patch to judge."""
+
 _MOST = 1e4
 
 

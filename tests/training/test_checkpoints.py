@@ -1,0 +1,42 @@
+"""What may change between a run and its continuation."""
+
+from dataclasses import replace
+
+import pytest
+
+from remembrandt.errors import ConfigError
+from remembrandt.training.checkpoints import Position, unchanging
+from remembrandt.training.config import LoopConfig
+
+LOOP = LoopConfig(steps=10, batch_size=8)
+
+
+def position(loop: LoopConfig = LOOP, **identity: str) -> Position:
+    return Position.of(4, loop, unchanging(loop, {"channels": 64}), {"database": "emoji/1", **identity})
+
+
+def test_the_length_of_a_run_and_its_logging_may_change() -> None:
+    position().check(position(LOOP.model_copy(update={"steps": 99, "log_every": 1, "keep": 5, "workers": 2})))
+
+
+@pytest.mark.parametrize(
+    ("now", "message"),
+    [
+        (position(LOOP.model_copy(update={"batch_size": 4})), "loop.batch_size = 8 and cannot go on with 4"),
+        (position(LOOP.model_copy(update={"seed": 1})), "loop.seed = 0"),
+        (replace(position(), identity={"database": "emoji/2"}), "database emoji/1, and finds emoji/2 now"),
+        (replace(position(), settings={**position().settings, "model": {"channels": 32}}), "model = "),
+        (position(LOOP.model_copy(update={"zero_stage": 1})), "ZeRO stage 0 on 1 workers"),
+    ],
+)
+def test_what_losses_depend_on_may_not(now: Position, message: str) -> None:
+    with pytest.raises(ConfigError, match="run") as caught:
+        position().check(now)
+    assert message in str(caught.value)
+
+
+def test_spread_state_keeps_its_workers() -> None:
+    spread = LOOP.model_copy(update={"zero_stage": 2, "workers": 2})
+    position(spread).check(position(spread))
+    with pytest.raises(ConfigError, match="only stage 0 may change its workers"):
+        position(spread).check(position(spread.model_copy(update={"workers": 4})))
