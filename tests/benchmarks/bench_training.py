@@ -29,6 +29,7 @@ from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.loop import Trainer
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
+from tests.benchmarks.bench_sampling import random_model
 from tests.benchmarks.report import table, write_report
 from tests.support.processes import free_ports
 
@@ -58,7 +59,7 @@ class TimedTrainer(Trainer):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", default=".demo/databases/emoji")
-    parser.add_argument("--first-stage", default="first-stage-small")
+    parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     os.environ |= {
@@ -103,7 +104,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str
     precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
     values |= {
         "train_set": database,
-        "first_stage": arguments.first_stage,
+        "first_stage": arguments.first_stage or str(random_model(scratch / "random") / "first_stage"),
         "cache": str(scratch / "cache"),
         "storage": str(scratch / "runs"),
         "output": str(scratch / "model"),
