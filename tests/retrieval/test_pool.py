@@ -96,8 +96,8 @@ def test_an_exact_index_on_three_actors_answers_bit_for_bit_as_one_database(
         assert_same_search(exact_pool, exact, batch, k, where)
 
 
-def test_an_approximate_index_on_two_actors_answers_bit_for_bit_as_one_database(approximate_uri: str) -> None:
-    with RetrievalPool.start(approximate_uri, num_actors=2, num_cpus=0.1) as pool:
+def test_an_approximate_index_on_four_actors_answers_bit_for_bit_as_one_database(approximate_uri: str) -> None:
+    with RetrievalPool.start(approximate_uri, num_actors=4, num_cpus=0.1) as pool:
         with Database.open(approximate_uri) as database:
             for where in FILTERS:
                 for batch, k in [(1, 1), (32, 10), (5, 320)]:
