@@ -94,7 +94,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str
     """Step times of the three loops, and the median wait of the live one."""
     values = yaml.safe_load(CONFIG.read_text())
     database = {**values["train_set"], "uri": arguments.database}
-    search = {"num_neighbors": 4, "exclude": values["neighbors"]["exclude"], "where": database["where"]}
+    asked = values["neighbors"]
+    search = {"num_neighbors": 4, "exclude": asked["exclude"], "same": asked["same"], "where": database["where"]}
     found = {
         "database": arguments.database,
         "train_set": {"kind": "database", "uri": arguments.database},

@@ -17,7 +17,7 @@ from remembrandt.configuration import parse_config
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID, Filter, Hits
-from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch
+from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.databases.neighbors import (
     DatabaseRowsConfig,
     Neighbors,
@@ -94,6 +94,44 @@ def test_neighbours_are_the_best_rows_that_are_not_excluded_and_as_many_as_there
             found = [n for n in by_clip.ids[b].tolist() if n != PAD_ID]
             assert len(found) == len(set(found)) == min(k, len(allowed))
             assert set(found) <= allowed
+
+
+class StyledSearcher(ExactSearcher):
+    """Rows have a style by their id."""
+
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+        if where is None or not where.equals:
+            return super().search_embeddings(queries_BD, k, where)
+        others = [n for n in range(self.num_rows) if STYLES[n % 3] not in where.equals["style"]]
+        hits = super().search_embeddings(queries_BD, k, Filter(exclude_ids=(*where.exclude_ids, *others)))
+        return Hits(np.where(np.isfinite(hits.scores), hits.ids, PAD_ID), hits.scores)
+
+
+STYLES = ("flat", "line", "photo")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_neighbours_share_a_column_with_their_query_where_that_is_asked(share: float) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(90, 4)).astype(np.float32)
+    hashes = rng.integers(0, 2**64, (90, 3), dtype=np.uint64)
+    styles = [STYLES[n % 3] for n in range(90)]
+    plain, same = StyledSearcher(rows), SameConfig(column="style", share=share)
+    finder = NeighborFinder(plain, Identities(hashes), 5, ExclusionConfig(), same=same)
+    found = finder.by_clip(QueryBatch(Identities(hashes), [""] * 90, rows, styles))
+    anywhere = NeighborFinder(plain, Identities(hashes), 5, ExclusionConfig())
+    expected = anywhere.by_clip(QueryBatch(Identities(hashes), [""] * 90, rows))
+    alike_B = np.array([{styles[i] for i in ids} == {style} for ids, style in zip(found.ids, styles, strict=True)])
+    free_B = (found.ids == expected.ids).all(axis=1)
+    assert (found.ids != np.arange(90)[:, None]).all() and (found.ids != PAD_ID).all()
+    assert (alike_B | free_B).all()
+    assert alike_B.all() if share == 1 else 0.35 < alike_B.mean() < 0.7
+    again = finder.by_clip(QueryBatch(Identities(hashes[::-1]), [""] * 90, rows[::-1], styles[::-1]))
+    assert (again.ids[::-1] == found.ids).all(), "which queries are drawn does not depend on the batch"
+    only_flat = NeighborFinder(plain, Identities(hashes), 5, ExclusionConfig(), {"style": ("flat",)}, same)
+    narrow = only_flat.by_clip(QueryBatch(Identities(hashes), [""] * 90, rows, styles))
+    padded_B = (narrow.ids == PAD_ID).all(axis=1)
+    assert all(style != "flat" for style, padded in zip(styles, padded_B, strict=True) if padded)
 
 
 def test_patches_of_one_image_are_the_same_image_and_other_keys_with_a_number_are_not() -> None:

@@ -30,6 +30,7 @@ def write_pictures(folder: Path, size: int = 48) -> int:
                     "group": f"{colour}-{shape}",
                     "style": style,
                     "entity": f"{colour}-{shape}",
+                    "split": "held-out" if shape in ("moon", "arrow") else "train",
                     "licence": LICENCES[style],
                 }
             )

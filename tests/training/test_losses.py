@@ -21,17 +21,22 @@ GOLDEN = Path(__file__).parents[1] / "assets" / "losses" / "rdm-tiny.json"
 @pytest.fixture
 def precomputed(run_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster) -> dict[str, Any]:
     """The run with neighbours from disk."""
+    return with_precomputed(run_values, tmp_path)
+
+
+def with_precomputed(run_values: dict[str, Any], tmp_path: Path, **search: Any) -> dict[str, Any]:
+    """Computes the neighbours of a run, which may take those of other searches as well."""
     rows = run_values["train_set"]
-    search = {"num_neighbors": 3}
     values = {
         "database": rows["uri"],
         "train_set": {"kind": "database", **rows},
         "out": str(tmp_path / "neighbors"),
-        "search": search,
+        "search": {"num_neighbors": 3, **search},
         "workers": {"searchers": 1},
     }
     precompute_neighbors(parse_config(PrecomputeConfig, values, "test"))
-    neighbors = {**run_values["neighbors"], "mode": "precomputed", "precomputed": values["out"], "pool": {}}
+    changed = {**search, "mode": "precomputed", "precomputed": values["out"], "pool": {}}
+    neighbors = {**run_values["neighbors"], **changed}
     return {**run_values, "neighbors": neighbors}
 
 
@@ -56,3 +61,16 @@ def test_zero_stages_and_workers_give_the_same_losses(precomputed: dict[str, Any
     for name, weight in weights[0].items():
         for other in weights[1:]:
             np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.timeout(300)
+def test_live_neighbours_give_the_losses_of_precomputed_ones_to_the_last_digit(
+    run_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
+    same = {"column": "style", "share": 0.5}
+    disk = variant(with_precomputed(run_values, tmp_path, same=same), "precomputed", steps=50)
+    live = variant({**run_values, "neighbors": {**run_values["neighbors"], "same": same}}, "live", steps=50)
+    precomputed, alive, plain = train_all([disk, live, variant(run_values, "plain", steps=50)], 1)
+    assert len(alive) == 50 and alive == precomputed
+    assert alive != plain, "which neighbours an example has does matter"

@@ -10,6 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from remembrandt.configuration import parse_config
+from remembrandt.distributed import connect
+from remembrandt.retrieval import RetrievalPool
 from remembrandt.storage import open_store
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
@@ -38,7 +40,9 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     for values in runs:
-        job = RdmJob(parse_config(TrainRdmConfig, values, "test"), None)
+        config = parse_config(TrainRdmConfig, values, "test")
+        pool = start_pool(config)
+        job = RdmJob(config, pool)
         objective, feed = job.build(torch.device("cpu"))
         kept = Path(values["storage"]) / "checkpoints" / values["name"]
 
@@ -48,7 +52,18 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
 
         trainer = Trainer(job, objective, feed, torch.device("cpu"), rank, keep)
         trainer.run()
+        if pool is not None:
+            pool.close()
     dist.destroy_process_group()
+
+
+def start_pool(config: TrainRdmConfig) -> RetrievalPool | None:
+    """What live retrieval asks, in the cluster that the environment names."""
+    neighbors = config.neighbors
+    if neighbors is None or neighbors.mode == "precomputed":
+        return None
+    connect()
+    return RetrievalPool.start(neighbors.database.uri, neighbors.database.version, **neighbors.pool)
 
 
 def losses_of(uri: str) -> list[float]:

@@ -19,7 +19,7 @@ from remembrandt.databases.embed import BaseRows, EmbedBlock, EmbedJob, ReadBloc
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.manifest import Manifest
 from remembrandt.databases.neighbor_dataset import NO_BOX, Similarity, neighbors_schema
-from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch
+from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.databases.rows import embedding_array, open_rows, write_fragment
 from remembrandt.databases.workers import WorkersConfig
 from remembrandt.distributed import num_cpus, plain_error
@@ -37,6 +37,7 @@ class NeighborSearchConfig(Config):
         num_neighbors: k stored a query (P1 stores 20).
         similarities: `clip` (embeddings of the images), `bm25` (the query's caption against captions), or both.
         where: column → allowed values; only such rows of the database are neighbours.
+        same: a column that neighbours share with their query.
         store_embeddings: also store the neighbours' raw embeddings (fp16), so that training needs no database.
         store_boxes: also store the neighbours' patch boxes.
     """
@@ -45,6 +46,7 @@ class NeighborSearchConfig(Config):
     similarities: tuple[Similarity, ...] = Field(("clip",), min_length=1)
     exclude: ExclusionConfig = ExclusionConfig()
     where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    same: SameConfig | None = None
     store_embeddings: bool = False
     store_boxes: bool = False
 
@@ -113,11 +115,12 @@ class ReadQueries:
 
     def __init__(self, job: SearchJob) -> None:
         self._job, self._read = job.queries, ReadBlock(job.queries)
+        self._columns = [*_QUERY_COLUMNS, *job.queries.fields]
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         block = self._job.blocks[int(item["number"])]
         if isinstance(block, BaseRows):
-            columns = [*_QUERY_COLUMNS, *(["embedding"] if self._job.dim is not None else [])]
+            columns = [*self._columns, *(["embedding"] if self._job.dim is not None else [])]
             scanner = open_rows(block.store).scanner(
                 columns=columns, offset=block.first, limit=block.stop - block.first, scan_in_order=True
             )
@@ -140,7 +143,9 @@ class SearchBlock:
         self._database = Database.open_unpublished(job.database, job.manifest)
         rows = Identities.of_database(self._database)
         search = job.search
-        self._finder = NeighborFinder(self._database, rows, search.num_neighbors, search.exclude, search.where)
+        self._finder = NeighborFinder(
+            self._database, rows, search.num_neighbors, search.exclude, search.where, search.same
+        )
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         number, table, shape = int(item["number"]), _unpack(item["rows"]), json.loads(item["shape"])
@@ -153,7 +158,7 @@ class SearchBlock:
             "incomplete": {},
         }
         for similarity in self._job.search.similarities if len(table) else ():
-            queries = QueryBatch.of_table(table, embeddings_BD)
+            queries = QueryBatch.of_table(table, embeddings_BD, self._job.search.same)
             hits = self._finder.by_clip(queries) if similarity == "clip" else self._finder.by_bm25(queries)
             written = self._columns(table.column("key").to_pylist(), hits, similarity)
             fragment, records = write_fragment(self._job.target.child(similarity), written)

@@ -24,7 +24,7 @@ from remembrandt.data.sources.common import key_digests
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.database import Database
 from remembrandt.databases.manifest import MANIFEST, SCHEMA_VERSION, Document, decode_document, digest
-from remembrandt.databases.neighbor_search import ExclusionConfig
+from remembrandt.databases.neighbor_search import ExclusionConfig, SameConfig
 from remembrandt.databases.rows import open_rows
 from remembrandt.errors import SearchError, VersionError
 from remembrandt.storage import Store, open_store
@@ -62,6 +62,7 @@ class NeighborsManifest(Document):
     similarities: tuple[Similarity, ...]
     exclude: ExclusionConfig
     where: dict[str, tuple[str, ...]]
+    same: SameConfig | None = None
     embeddings: bool
     boxes: bool
     incomplete: dict[str, int]

@@ -14,6 +14,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from remembrandt.configuration import Config
 from remembrandt.data.sources.common import key_digests
@@ -44,6 +45,18 @@ class ExclusionConfig(Config):
     same_key: bool = True
     duplicates: bool = True
     same_group: bool = True
+
+
+class SameConfig(Config):
+    """A column that neighbours share with their query: an artist's pictures among that artist's.
+
+    Attributes:
+        column: of the database and of the queries.
+        share: of the queries that this holds for; which they are is drawn by their content, the same in every run.
+    """
+
+    column: str
+    share: float = Field(1.0, gt=0, le=1)
 
 
 @dataclass(frozen=True)
@@ -85,18 +98,31 @@ class Identities:
 
 @dataclass(frozen=True)
 class QueryBatch:
-    """B queries: raw embeddings (B, D) if they are searched by CLIP, texts if by BM25, and what each one is."""
+    """B queries: raw embeddings (B, D) if they are searched by CLIP, texts if by BM25, and what each one is.
+
+    Attributes:
+        values: of the column that neighbours share with them, where there is one.
+    """
 
     identities: Identities
     texts: list[str]
     embeddings_BD: NDArray[np.float32] | None
+    values: list[str] | None = None
 
     @classmethod
-    def of_table(cls, table: pa.Table, embeddings_BD: NDArray[np.float32] | None) -> Self:
+    def of_table(cls, table: pa.Table, embeddings_BD: NDArray[np.float32] | None, same: SameConfig | None) -> Self:
         """Of rows as the row store has them. `embeddings_BD` None: those in the table, if there are any."""
         if embeddings_BD is None and "embedding" in table.column_names:
             embeddings_BD = embedding_matrix(table.column("embedding")).astype(np.float32)
-        return cls(Identities.of_table(table), table.column("caption").to_pylist(), embeddings_BD)
+        values = None if same is None else table.column(same.column).to_pylist()
+        return cls(Identities.of_table(table), table.column("caption").to_pylist(), embeddings_BD, values)
+
+    def take(self, positions_P: NDArray[np.int64]) -> "QueryBatch":
+        """Some of them."""
+        embeddings_BD = None if self.embeddings_BD is None else self.embeddings_BD[positions_P]
+        values = None if self.values is None else [self.values[p] for p in positions_P]
+        identities = Identities(self.identities.hashes_N3[positions_P])
+        return QueryBatch(identities, [self.texts[p] for p in positions_P], embeddings_BD, values)
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -128,6 +154,7 @@ class NeighborFinder:
 
     Args:
         where: column → allowed values: only such rows are neighbours.
+        same: what neighbours share with their query; then queries need their `values`.
     """
 
     def __init__(
@@ -137,13 +164,17 @@ class NeighborFinder:
         num_neighbors: int,
         exclude: ExclusionConfig,
         where: Mapping[str, tuple[str, ...]] | None = None,
+        same: SameConfig | None = None,
     ) -> None:
         self._database, self._rows, self._k, self._where = database, rows, num_neighbors, dict(where or {})
+        self._same, self._exclude = same, exclude
         parts = (exclude.same_key, exclude.same_group, exclude.duplicates)
         self._compared = [column for column, wanted in enumerate(parts) if wanted]
 
     def by_clip(self, queries: QueryBatch) -> Hits:
         """Nearest by cosine similarity of embeddings."""
+        if self._same is not None:
+            return self._among_the_same(queries, self._same, NeighborFinder.by_clip)
         embeddings_BD = queries.embeddings_BD
         assert embeddings_BD is not None
 
@@ -157,17 +188,35 @@ class NeighborFinder:
 
     def by_bm25(self, queries: QueryBatch) -> Hits:
         """Best by BM25 of the query's text against captions (P2 §3.2); rows that share no word are no neighbours."""
+        if self._same is not None:
+            return self._among_the_same(queries, self._same, NeighborFinder.by_bm25)
 
         def search(positions: NDArray[np.int64], k: int, where: Filter | None) -> Hits:
             return self._database.search_bm25([queries.texts[p] for p in positions], k, where)
 
         return self._find(queries, search, None)
 
+    def _among_the_same(
+        self, queries: QueryBatch, same: SameConfig, find: Callable[["NeighborFinder", QueryBatch], Hits]
+    ) -> Hits:
+        """Searches once for each value among the queries, and once for those that may have any neighbour."""
+        assert queries.values is not None
+        drawn_B = (queries.identities.hashes_N3[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < same.share
+        wanted = np.array([v if drawn else None for v, drawn in zip(queries.values, drawn_B, strict=True)], object)
+        found = _nothing(len(queries), self._k)
+        for value in dict.fromkeys(wanted.tolist()):
+            positions_P = np.flatnonzero(wanted == value)
+            where = self._where if value is None else narrowed(self._where, same.column, value)
+            if where is not None:
+                finder = NeighborFinder(self._database, self._rows, self._k, self._exclude, where)
+                hits = find(finder, queries.take(positions_P))
+                found.ids[positions_P], found.scores[positions_P] = hits.ids, hits.scores
+        return found
+
     def _find(
         self, queries: QueryBatch, search: Search, exactly: Callable[[int, NDArray[np.int64]], Hits] | None
     ) -> Hits:
-        shape = (len(queries), self._k)
-        found = Hits(np.full(shape, PAD_ID, np.int64), np.full(shape, -np.inf, np.float32))
+        found = _nothing(len(queries), self._k)
         open_B = np.arange(len(queries))
         fetches = (self._k + _EXTRA, self._k * _ESCALATION + _EXTRA)
         for fetch in fetches:
@@ -218,6 +267,17 @@ class NeighborFinder:
             piece = Hits(np.where(np.isin(ids, excluded), PAD_ID, ids)[None], scores_1N)
             best = Hits.merge([best, piece], self._k)
         return best
+
+
+def narrowed(where: Mapping[str, tuple[str, ...]], column: str, value: str) -> dict[str, tuple[str, ...]] | None:
+    """`where` with one value more required; None if no row can have it."""
+    if column in where and value not in where[column]:
+        return None
+    return {**where, column: (value,)}
+
+
+def _nothing(count: int, k: int) -> Hits:
+    return Hits(np.full((count, k), PAD_ID, np.int64), np.full((count, k), -np.inf, np.float32))
 
 
 def _scan(dataset: lance.LanceDataset) -> Iterator[pa.RecordBatch]:

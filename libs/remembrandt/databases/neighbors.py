@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from remembrandt import encoders
-from remembrandt.configuration import Config
+from remembrandt.configuration import Config, nearest
 from remembrandt.data.decode import DecodeConfig
 from remembrandt.data.patches import PatchConfig
 from remembrandt.data.records import SourceBlock
@@ -221,6 +221,12 @@ def _check_search(manifest: Manifest, search: NeighborSearchConfig) -> None:
         raise SearchError(
             f"database '{manifest.name}' holds texts only: set similarities to [bm25], without store_embeddings"
         )
+    columns = ("licence", "group", *manifest.fields)
+    if search.same is not None and search.same.column not in columns:
+        raise SearchError(
+            f"database '{manifest.name}' has no column '{search.same.column}' that neighbours could share: "
+            f"{nearest(search.same.column, columns)}"
+        )
     if manifest.bm25 is None and "bm25" in search.similarities:
         raise SearchError(f"database '{manifest.name}' was built without BM25: set similarities to [clip]")
 
@@ -262,7 +268,7 @@ def _compute(
         decode=plan.decode,
         patches=PatchConfig(),
         excluded=Excluded(Exclusions(frozenset(), frozenset(), frozenset()), frozenset(), np.empty(0, np.uint64)),
-        fields=(),
+        fields=(plan.search.same.column,) if plan.search.same else (),
         dim=plan.manifest.dim if clip else None,
         encoder=plan.encoder,
         pixel_transform=encoders.pixel_transform_of(plan.encoder) if plan.encoder else None,
@@ -327,6 +333,7 @@ def _document(plan: _Plan, markers: list[Marker], num_queries: int, failed: int)
         similarities=plan.search.similarities,
         exclude=plan.search.exclude,
         where=plan.search.where,
+        same=plan.search.same,
         embeddings=plan.search.store_embeddings,
         boxes=plan.search.store_boxes,
         incomplete=short,

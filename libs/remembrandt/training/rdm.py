@@ -169,6 +169,9 @@ def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None
             f"neighbors.num_neighbors {config.neighbors.num_neighbors} is not possible: database '{database.name}' has "
             f"{database.num_rows:,} rows"
         )
+    if config.neighbors.same is not None:
+        for rows in (train_set.database, database):
+            rows.rows([0], [config.neighbors.same.column])
     if not config.allow_overlap:
         check_disjoint(train_set, database, config.neighbors.database)
     if config.neighbors.mode == "precomputed":
@@ -205,7 +208,7 @@ def identity_of(config: TrainRdmConfig, train_set: TrainSet, database: Database 
         "first stage": first_stage_fingerprint(config.first_stage),
     }
     if config.neighbors is not None and database is not None:
-        chosen = config.neighbors.model_dump(mode="json", include={"num_neighbors", "exclude"})
+        chosen = config.neighbors.model_dump(mode="json", include={"num_neighbors", "exclude", "same"})
         identity["database"] = f"{database.name}/{database.version}"
         identity["neighbours"] = f"{chosen} where {config.neighbors.database.where}"
     return identity

@@ -15,7 +15,7 @@ from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.databases.manifest import digest, encode_document
 from remembrandt.databases.neighbor_dataset import Neighbors
-from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch
+from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.errors import ConfigError, EncoderMismatchError, VersionError
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
@@ -31,6 +31,8 @@ class NeighborsConfig(Config):
         precomputed: its place.
         num_neighbors: k_train.
         exclude: what is never a neighbour of an example.
+        same: a column that neighbours share with their example, for all or for a share of the examples: from
+            neighbours of one style the model learns to take the style, from those of many the thing.
         pool: how the live pool is spread (fields of `PoolConfig`).
     """
 
@@ -39,6 +41,7 @@ class NeighborsConfig(Config):
     precomputed: str | None = None
     num_neighbors: int = Field(4, ge=1)
     exclude: ExclusionConfig = ExclusionConfig()
+    same: SameConfig | None = None
     pool: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -59,16 +62,23 @@ class LiveNeighbors:
     """Searches with the examples' own embeddings in a pool of retrieval actors."""
 
     def __init__(self, train_set: TrainSet, pool: RetrievalPool, database: Database, config: NeighborsConfig) -> None:
-        self._train_set = train_set
+        self._train_set, self._same = train_set, config.same
         rows = Identities.of_database(database)
-        self._finder = NeighborFinder(pool, rows, config.num_neighbors, config.exclude, config.database.where)
+        self._finder = NeighborFinder(
+            pool, rows, config.num_neighbors, config.exclude, config.database.where, config.same
+        )
 
     def ids(self, indices_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """As the protocol says."""
         rows_B = self._train_set.ids_N[indices_B]
         identities = Identities(self._identities.hashes_N3[rows_B])
-        queries = QueryBatch(identities, [""] * len(rows_B), self._train_set.embeddings(indices_B))
+        values = None if self._values is None else [self._values[n] for n in indices_B]
+        queries = QueryBatch(identities, [""] * len(rows_B), self._train_set.embeddings(indices_B), values)
         return self._finder.by_clip(queries).ids
+
+    @cached_property
+    def _values(self) -> list[str] | None:
+        return None if self._same is None else self._train_set.column(self._same.column)
 
     @cached_property
     def _identities(self) -> Identities:
@@ -102,10 +112,11 @@ def open_precomputed(config: NeighborsConfig, train_set: TrainSet, database: Dat
             f"{config.precomputed} was not computed for version {own.version} of '{own.name}': compute it with "
             "train_set.kind=database and this train set, or use neighbors.mode=live"
         )
-    if neighbors.manifest.exclude != config.exclude or neighbors.manifest.where != config.database.where:
+    theirs = neighbors.manifest
+    if (theirs.exclude, theirs.where, theirs.same) != (config.exclude, config.database.where, config.same):
         raise ConfigError(
-            f"{config.precomputed} was computed with search.exclude {neighbors.manifest.exclude} and search.where "
-            f"{neighbors.manifest.where}: use the same here, or compute anew"
+            f"{config.precomputed} was computed with search.exclude {theirs.exclude}, search.where {theirs.where} and "
+            f"search.same {theirs.same}: use the same here, or compute anew"
         )
     if neighbors.num_neighbors < config.num_neighbors:
         raise ConfigError(

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
@@ -84,6 +85,16 @@ class TrainSet:
     def embeddings(self, indices_B: NDArray[np.int64]) -> NDArray[np.float32]:
         """φ(x), raw, (B, D): what their neighbours are searched by."""
         return self.database.embeddings(self.ids_N[indices_B])
+
+    def column(self, name: str) -> list[str]:
+        """A column of text of all N examples.
+
+        Raises:
+            SearchError: there is none of that name.
+        """
+        self.database.rows([0], [name])
+        values = self.database.dataset.to_table(columns=[name]).column(name)
+        return values.take(pa.array(self.ids_N)).to_pylist()
 
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
