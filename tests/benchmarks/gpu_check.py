@@ -84,7 +84,6 @@ def training(config: RdmConfig, device: torch.device, batch: int, zero_stage: in
     }
     prepared = objective.prepare(example, np.arange(batch))
     moved = {name: value.to(device) for name, value in prepared.items()}
-    moved |= {name: moved[name].bfloat16() for name in ("latents_BCHW", "neighbors_BKD", "noise_BCHW")}
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     times = []

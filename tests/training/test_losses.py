@@ -56,6 +56,12 @@ def test_zero_stages_and_workers_give_the_same_losses(precomputed: dict[str, Any
     for found, values in zip(losses, [*single, parts, *double], strict=True):
         assert len(found) == 12
         np.testing.assert_allclose(found, golden, rtol=2e-4, err_msg=values["name"])
+    lower = {
+        name: variant(precomputed, name, precision=name, zero_stage=z) for name, z in (("bf16", 1), ("autocast", 2))
+    }
+    for name, found in zip(lower, train_all(list(lower.values()), 1), strict=True):
+        np.testing.assert_allclose(found, golden, rtol=0.03, err_msg=name)
+        assert found != losses[0], f"{name} rounds"
     assert losses[0][-4:] < losses[0][:4], "it learns"
     weights = [RdmSampler.load(values["output"]).unet.state_dict() for values in (single[0], single[3], double[2])]
     for name, weight in weights[0].items():

@@ -163,6 +163,8 @@ def _deepspeed_config(loop: LoopConfig, zero_stage: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": loop.precision == "bf16"},
+        # DeepSpeed's engine turns off an autocast that it was not told of.
+        "torch_autocast": {"enabled": loop.precision == "autocast", "dtype": "bfloat16"},
         "steps_per_print": _NEVER,
         "wall_clock_breakdown": False,
     }

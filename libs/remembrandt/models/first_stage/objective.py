@@ -93,8 +93,8 @@ class FirstStageObjective:
 
     def _rebuild(self, model: nn.Module, batch: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
         """Reconstruction in [0, 1], and the latent's own loss (B,)."""
-        x_BCHW = batch["pixels_BCHW"] * 2 - 1
         network: Any = _unwrapped(model)
+        x_BCHW = (batch["pixels_BCHW"] * 2 - 1).to(network.dtype)
         if isinstance(network, VQModel):
             latents_BCHW = network.encode(x_BCHW).latents
             quantised_BCHW, codebook, _ = network.quantize(latents_BCHW)

@@ -57,15 +57,16 @@ def _attention(config: RdmConfig) -> dict[str, Any]:
 def predict_noise(
     unet: nn.Module, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, context: Context | None
 ) -> torch.Tensor:
-    """ε (B, C, H, W) in the network's own dtype; `unet` may be wrapped (DeepSpeed, torch.compile)."""
+    """ε (B, C, H, W), computed in the dtype of the weights; `unet` may be wrapped (DeepSpeed, torch.compile)."""
+    dtype = next(unet.parameters()).dtype
     if context is None:
-        return cast(torch.Tensor, unet(x_BCHW, timesteps_B, return_dict=False)[0])
+        return cast(torch.Tensor, unet(x_BCHW.to(dtype), timesteps_B, return_dict=False)[0])
     return cast(
         torch.Tensor,
         unet(
-            x_BCHW,
+            x_BCHW.to(dtype),
             timesteps_B,
-            context.tokens_BLD,
+            context.tokens_BLD.to(dtype),
             encoder_attention_mask=context.mask_BL,
             return_dict=False,
         )[0],

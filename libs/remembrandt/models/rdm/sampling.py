@@ -115,7 +115,7 @@ class RdmSampler:
         guidance = ClassifierFree(context, scale_B) if context is not None else None
 
         def network(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, own: Context | None) -> torch.Tensor:
-            return predict_noise(self.unet, x_BCHW.to(dtype), timesteps_B, own).float()
+            return predict_noise(self.unet, x_BCHW, timesteps_B, own).float()
 
         def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             if guidance is None:
@@ -126,7 +126,6 @@ class RdmSampler:
             if on_picture is not None and done % every == 0 and done < total:
                 on_picture(done, total, self._decode(clean_BCHW))
 
-        dtype = next(self.unet.parameters()).dtype
         edge = self.config.latent_size
         latents_BCHW = sample(
             predict,
