@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# `make demo`: pictures → a published, searchable database → contact sheets. What is there already is reused.
+# `make demo`: pictures → a published, searchable database → a model trained on it → contact sheets of what it finds and
+# of what it paints. What is there already is reused.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -20,6 +21,18 @@ is_built() {
   python "${job[@]}" --dry-run --json 2> /dev/null | python -c 'import json, sys; sys.exit(not json.load(sys.stdin)["already_built"])'
 }
 
+start_ray() {
+  trap 'cluster/local.sh down' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  cluster/local.sh up
+  eval "$(cluster/local.sh env)"
+}
+stop_ray() {
+  cluster/local.sh down
+  trap - EXIT
+}
+
 step "Preparing the emoji drawings"
 remembrandt datasets prepare emoji --out "$demo/data/emoji"
 
@@ -29,16 +42,10 @@ else
   step "Planning: what such a database needs, from rates measured here"
   remembrandt plan --rows 14000 --budget 1GB --image-bytes 8kB
   step "Starting Ray"
-  trap 'cluster/local.sh down' EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM
-  cluster/local.sh up
-  variables=$(cluster/local.sh env)
-  eval "$variables"
+  start_ray
   step "Building the database"
   ray job submit --working-dir . -- python "${job[@]}"
-  cluster/local.sh down
-  trap - EXIT
+  stop_ray
 fi
 
 report=$demo/sheets/report.txt
@@ -50,5 +57,33 @@ else
   mkdir -p "$demo/sheets"
   { remembrandt db show "$database" && remembrandt demo-sheets "$database" --out "$demo/sheets"; } | tee "$report.part"
   mv "$report.part" "$report"
+fi
+# The model that ships has seen no black line art. A minute of training on it shows the loss fall, and every part at work.
+model=$demo/models/line-art
+if [ -e "$model/remembrandt.json" ] && [ "$model/remembrandt.json" -nt "$database/current" ]; then
+  step "The trained model is there"
+else
+  step "Starting Ray"
+  start_ray
+  step "Training the small RDM on line art for a minute, asking for neighbours as it goes"
+  rm -rf "$demo/runs/line-art"
+  only='{style: [openmoji-black], split: [train]}'
+  ray job submit --working-dir . -- python jobs/train_rdm.py --config jobs/configs/train_rdm/small.yaml name=line-art \
+    storage="$demo/runs" output="$model" cache="$demo/cache/latents" first_stage=first-stage-small \
+    train_set.uri="$database" "train_set.where=$only" \
+    neighbors.database.uri="$database" "neighbors.database.where=$only" neighbors.same=null \
+    loop.init_from=rdm-small loop.steps=80 loop.log_every=10 loop.checkpoint_every=80 loop.sample_every=0 \
+    loop.ema=0.95 loop.optimizer.learning_rate=2.0e-4 loop.optimizer.warmup=10
+  stop_ray
+fi
+
+pictures=$demo/sheets/samples.txt
+if [ "$pictures" -nt "$model/remembrandt.json" ]; then
+  step "The samples are there"
+  cat "$pictures"
+else
+  step "Painting from words, from classes, from nothing, and from other databases"
+  remembrandt demo-samples rdm-small "$database" --tuned "$model" --out "$demo/sheets" | tee "$pictures.part"
+  mv "$pictures.part" "$pictures"
 fi
 step "Done"

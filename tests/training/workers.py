@@ -17,7 +17,7 @@ from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.journal import read_journal
 from remembrandt.training.loop import Trainer
-from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
+from remembrandt.training.rdm import RdmJob, TrainRdmConfig, code_cache, latent_cache
 from tests.support.processes import free_ports
 
 Runs = list[dict[str, Any]]
@@ -25,8 +25,10 @@ Runs = list[dict[str, Any]]
 
 def train_all(runs: Runs, workers: int) -> list[list[float]]:
     """Trains every configuration with that many workers; the losses of each, step by step."""
-    config = parse_config(TrainRdmConfig, runs[0], "test")
-    fill_cache(latent_cache(config), TrainSet.open(config.train_set))
+    for values in runs:
+        config = parse_config(TrainRdmConfig, values, "test")
+        for cache in filter(None, (latent_cache(config), code_cache(config))):
+            fill_cache(cache, TrainSet.open(cache.train_set))
     (port,) = free_ports(1)
     mp.start_processes(_work, (runs, workers, port), nprocs=workers, start_method="spawn")
     return [[line["loss"] for line in read_journal(f"{run['storage']}/{run['name']}")] for run in runs]

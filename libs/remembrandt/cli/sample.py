@@ -21,7 +21,8 @@ from remembrandt.retrieval import parse_strategy
 TEXTS = ("a red apple", "a cat", "a smiling face", "a rocket", "a sunflower", "a blue car")
 CLASSES = ("bird", "flower", "building")
 SWAPPED = ("a smiling face", "a red apple", "a cat")
-PARTS = (("noto", "twemoji"), ("fluent-3d",), ("openmoji-black",))
+PARTS = (("noto", "twemoji"), ("fluent-3d",))
+NEW_STYLE = ("openmoji-black",)
 SAMPLES = 4
 SCALE = 2.0
 
@@ -76,12 +77,14 @@ def demo_samples(
     model: Annotated[str, typer.Argument(help="Folder of a finished RDM, or the name of a shipped one.")],
     uri: Annotated[str, typer.Argument(help="The emoji database.")],
     out: Annotated[Path, typer.Option(help="Folder for the sheets.")],
+    tuned: Annotated[str | None, typer.Option(help="A model trained further on black line art.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
 ) -> None:
     """Samples from words, from classes, from nothing, and with the database swapped under the same seeds."""
     generator = Generator(RdmSampler.load(model), Path(model).name)
     whole = DatabaseRef(uri=uri)
-    sheets = {
+    line_art = whole.model_copy(update={"where": {"style": NEW_STYLE}})
+    sheets: dict[str, tuple[str, list[PictureRequest]]] = {
         "samples-texts": (
             "Words to new pictures",
             [_request(text, whole, "neighbors", seed) for text in TEXTS for seed in range(SAMPLES)],
@@ -104,15 +107,25 @@ def demo_samples(
             ],
         ),
     }
-    for name, (title, requests) in sheets.items():
-        drawn = [(picture.image, picture.record) for picture in generator.generate(requests)]
+    painted = {name: (title, generator.generate(requests)) for name, (title, requests) in sheets.items()}
+    if tuned is not None:
+        further = Generator(RdmSampler.load(tuned), Path(tuned).name)
+        pictures = [
+            picture
+            for text in SWAPPED
+            for either in (generator, further)
+            for picture in either.generate(_requests([text], line_art, "neighbors"))
+        ]
+        painted["samples-new-style"] = ("A style that the model had not seen, and a minute of training", pictures)
+    for name, (title, pictures) in painted.items():
+        drawn = [(picture.image, picture.record) for picture in pictures]
         rows = picture_rows(drawn, images_in(generator.database(whole)))
         for suffix in (".png", ".html"):
             write_sheet(rows, f"{title} · {Path(model).name}", out / f"{name}{suffix}")
     if as_json:
-        print(json.dumps({"sheets": str(out), "names": list(sheets)}))
+        print(json.dumps({"sheets": str(out), "names": list(painted)}))
     else:
-        print(f"sheets: {out}/" + "{" + ",".join(sheets) + "}.{html,png}")
+        print(f"sheets: {out}/" + "{" + ",".join(painted) + "}.{html,png}")
 
 
 def _requests(texts: Sequence[str], database: DatabaseRef, strategy: str) -> list[PictureRequest]:

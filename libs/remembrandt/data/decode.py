@@ -227,3 +227,11 @@ def _reason(error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError) or not text:
         return "corrupt: its header cannot be read"
     return f"corrupt: {text}"
+
+
+def to_square(image: Image.Image, size: int) -> Image.Image:
+    """The middle square of an image, of edge `size`."""
+    edge = min(image.size)
+    left, top = (image.width - edge) // 2, (image.height - edge) // 2
+    box = (left, top, left + edge, top + edge)
+    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)

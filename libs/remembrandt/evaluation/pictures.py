@@ -18,10 +18,12 @@ _MOST_ROWS = 200
 def picture_rows(
     pictures: Sequence[tuple[Image.Image, Record]], images_of: Callable[[Record], Sequence[Image.Image | None]]
 ) -> list[SheetRow]:
-    """One row for all pictures of equal text, strategy and database: the first one's neighbours, then samples."""
+    """A row for all pictures of equal model, text, strategy and database: the first one's neighbours, then samples."""
     rows: dict[str, list[tuple[Image.Image, Record]]] = {}
+    several = len({record.model for _, record in pictures}) > 1
     for picture in pictures:
-        rows.setdefault(title_of(picture[1]), []).append(picture)
+        title = title_of(picture[1])
+        rows.setdefault(f"{picture[1].model} · {title}" if several else title, []).append(picture)
     return [
         SheetRow(title, None, [*_neighbor_cells(found[0][1], images_of(found[0][1])), *map(_sample_cell, found)])
         for title, found in rows.items()

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from remembrandt.data.decode import DecodeConfig, decode_image
+from remembrandt.data.decode import DecodeConfig, decode_image, to_square
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.diffusion.guidance import Context
@@ -23,6 +23,7 @@ from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
 from remembrandt.generation.grid import to_images
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
+from remembrandt.models.rdm.model import context_of_codes
 from remembrandt.models.rdm.sampling import OnPicture, RdmSampler, SampleBatch, SampleSettings
 from remembrandt.retrieval import Conditioning, encode_queries
 from remembrandt.retrieval.strategies import class_prompt
@@ -66,7 +67,7 @@ class Generator:
             return []
         conditions = self._conditions(requests)
         settings = tuple(SampleSettings(r.guidance_scale, r.sampler) for r in requests)
-        context = None if conditions is None else stack_contexts(conditions)
+        context = None if conditions is None else self._context(requests, conditions)
         batch = SampleBatch(context, tuple(request.seed for request in requests), settings)
         pixels_BCHW = self.sampler.sample(batch, on_picture)
         images = to_images(pixels_BCHW)
@@ -116,6 +117,30 @@ class Generator:
             whole = first.strategy.condition(database, queries, first.database.filter)
             conditions |= {place: row(whole, number) for number, place in enumerate(places)}
         return [conditions[place] for place in range(len(requests))]
+
+    def _context(self, requests: Sequence[PictureRequest], conditions: Sequence[Conditioning]) -> Context:
+        """The neighbours' embeddings, or the codes of their pictures where the model was trained with those."""
+        phi, size = self.sampler.codes, self.sampler.config.codes_size
+        if phi is None or size is None:
+            return stack_contexts(conditions)
+        wanted = self.sampler.config.context_dim // phi.latent_channels
+        contexts = []
+        for request, condition in zip(requests, conditions, strict=True):
+            assert request.database is not None
+            ids_K, there_K = condition.ids_BK[0], condition.mask_BK[0]
+            if condition.num_neighbors != wanted or (ids_K[there_K] == PAD_ID).any():
+                raise ConfigError(
+                    f"model '{self.name}' is conditioned on the pictures of {wanted} neighbours, and strategy "
+                    f"'{request.strategy.name}' gives something else: use neighbors with num_neighbors {wanted}"
+                )
+            found = self.database(request.database).images(ids_K[there_K])
+            pixels = [to_square(image, size) if image else Image.new("RGB", (size, size)) for image in found]
+            codes_KCHW = torch.zeros(wanted, phi.latent_channels, size // phi.factor, size // phi.factor)
+            if pixels:
+                pixels_KCHW = torch.from_numpy(np.stack([np.asarray(p) for p in pixels])).permute(0, 3, 1, 2)
+                codes_KCHW[torch.from_numpy(there_K)] = phi.encode(pixels_KCHW.float() / 255).cpu()
+            contexts.append(context_of_codes(codes_KCHW[None]))
+        return Context(torch.cat(contexts))
 
     def _encode(self, requests: Sequence[PictureRequest]) -> dict[Any, "_Encoded"]:
         """Every text of the batch, encoded once by the encoder that its database has."""

@@ -29,7 +29,7 @@ from remembrandt.training.feeds.neighbors import (
     check_encoders,
     open_precomputed,
 )
-from remembrandt.training.feeds.rdm import RdmFeed
+from remembrandt.training.feeds.rdm import CodesOfRows, RdmFeed
 from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
 from remembrandt.training.run import connect_for_training, train
 
@@ -44,7 +44,8 @@ class TrainRdmConfig(Config):
         train_set: X.
         neighbors: D and how it is searched; without it the model must be the baseline (`model.condition: none`).
         first_stage: folder of an autoencoder.
-        cache: path or URI for the latents of X.
+        cache: path or URI for the latents of X, and for the codes of D.
+        codes: folder of φ, a VQGAN, where `model.codes_size` says that neighbours' codes are the context.
         allow_overlap: whether D may have images of X (RDM-IN of P1); then `neighbors.exclude` keeps an example from
             being its own neighbour.
         model: the network.
@@ -59,6 +60,7 @@ class TrainRdmConfig(Config):
     model: RdmConfig
     cache: str
     neighbors: NeighborsConfig | None = None
+    codes: str | None = None
     allow_overlap: bool = False
     loop: LoopConfig = LoopConfig()
 
@@ -66,6 +68,8 @@ class TrainRdmConfig(Config):
     def _conditioned(self) -> "TrainRdmConfig":
         if (self.neighbors is None) != (self.model.condition == "none"):
             raise ValueError("model.condition 'cross' needs `neighbors`, and 'none' takes none")
+        if (self.codes is None) != (self.model.codes_size is None):
+            raise ValueError("`codes`, the folder of a VQGAN, and model.codes_size go together")
         return self
 
 
@@ -115,8 +119,12 @@ class RdmJob:
                 neighbors = PrecomputedNeighbors(train_set, found, config.neighbors.num_neighbors)
         stage = FirstStage.load(config.first_stage).to(device)
         identity = identity_of(config, train_set, database)
-        feed = RdmFeed(train_set, latents, neighbors, database, identity)
-        return RdmObjective(config.model, stage, facts_of(config, train_set, database)), feed
+        codes = phi = None
+        if (kept := code_cache(config)) is not None and config.codes is not None:
+            rows = TrainSet.open(kept.train_set)
+            codes, phi = CodesOfRows(rows.ids_N, ExampleCache.open(kept, rows)), FirstStage.load(config.codes)
+        feed = RdmFeed(train_set, latents, neighbors, database, identity, codes)
+        return RdmObjective(config.model, stage, facts_of(config, train_set, database), phi), feed
 
 
 def train_rdm(config: TrainRdmConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -133,6 +141,8 @@ def train_rdm(config: TrainRdmConfig, *, dry_run: bool = False) -> dict[str, Any
         return describe(config, train_set, database)
     connect_for_training()
     fill_cache(latent_cache(config), train_set)
+    if (codes := code_cache(config)) is not None:
+        fill_cache(codes, TrainSet.open(codes.train_set))
     pool = None
     if config.neighbors is not None and config.neighbors.mode == "live":
         rows = config.neighbors.database
@@ -159,7 +169,14 @@ def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None
     if config.neighbors is None or database is None:
         return
     check_encoders(train_set, database)
-    if model.context_dim != database.dim:
+    if config.codes is not None:
+        wanted = FirstStage.load(config.codes).latent_channels * config.neighbors.num_neighbors
+        if model.context_dim != wanted:
+            raise ConfigError(
+                f"model.context_dim is {model.context_dim}, and the codes of {config.neighbors.num_neighbors} "
+                f"neighbours have {wanted} channels: set it to {wanted}"
+            )
+    elif model.context_dim != database.dim:
         raise ConfigError(
             f"model.context_dim is {model.context_dim}, and database '{database.name}' has embeddings of "
             f"{database.dim}: set it to {database.dim}"
@@ -201,12 +218,21 @@ def latent_cache(config: TrainRdmConfig) -> CacheConfig:
     return CacheConfig(config.cache, config.train_set, config.model.latent_size * factor, config.first_stage)
 
 
+def code_cache(config: TrainRdmConfig) -> CacheConfig | None:
+    """Where the codes of D lie, if they are the context."""
+    if config.codes is None or config.neighbors is None or config.model.codes_size is None:
+        return None
+    return CacheConfig(config.cache, config.neighbors.database, config.model.codes_size, config.codes)
+
+
 def identity_of(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> dict[str, str]:
     """What a loss depends on beside the configuration."""
     identity = {
         "train set": train_set.identity,
         "first stage": first_stage_fingerprint(config.first_stage),
     }
+    if config.codes is not None:
+        identity["codes"] = first_stage_fingerprint(config.codes)
     if config.neighbors is not None and database is not None:
         chosen = config.neighbors.model_dump(mode="json", include={"num_neighbors", "exclude", "same"})
         identity["database"] = f"{database.name}/{database.version}"

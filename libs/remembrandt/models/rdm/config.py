@@ -22,7 +22,9 @@ class RdmConfig(Config):
         attention_at: edges of the levels that have attention (the middle always has).
         head_width: channels of an attention head.
         condition: `cross` attends to neighbours (RDM); `none` has self-attention only (the LDM baseline).
-        context_dim: size of a context token; for CLIP neighbours, D of the encoder.
+        context_dim: size of a context token; for CLIP neighbours, D of the encoder; for codes, K times their channels.
+        codes_size: edge in pixels of the neighbours' pictures whose VQGAN codes are the context (P1 App. F.3.5: φ is
+            an encoder of its own, and the codes of K neighbours lie side by side); None: φ is CLIP.
         residual_resampling: residual blocks halve and double the edge, and the time scales and shifts their features,
             as in the LDM baseline; only without cross-attention.
         schedule: of the noise.
@@ -37,6 +39,7 @@ class RdmConfig(Config):
     head_width: Positive = 32
     condition: Literal["cross", "none"] = "cross"
     context_dim: Positive = 512
+    codes_size: Positive | None = None
     residual_resampling: bool = False
     schedule: ScheduleConfig = ScheduleConfig()
 
@@ -54,6 +57,8 @@ class RdmConfig(Config):
     def _fits(self) -> "RdmConfig":
         if self.latent_size % 2 ** (len(self.multipliers) - 1):
             raise ValueError(f"latent_size {self.latent_size} cannot be halved {len(self.multipliers) - 1} times")
+        if self.codes_size is not None and self.condition == "none":
+            raise ValueError("codes_size needs condition: cross")
         if self.residual_resampling and self.condition == "cross":
             raise ValueError("residual_resampling needs condition: none")
         if odd := [width for width in self.widths if width % self.head_width]:

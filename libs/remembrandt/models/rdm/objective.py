@@ -33,13 +33,16 @@ class RdmObjective:
 
     Args:
         first_stage: decodes samples for the log, and is saved with the model.
+        codes: φ, where neighbours' codes are the context; it is saved with the model.
         facts: written into the finished model's folder: encoder, database, what it was trained on.
     """
 
     group_names = QUARTILES
 
-    def __init__(self, config: RdmConfig, first_stage: FirstStage, facts: dict[str, object]) -> None:
-        self.config, self.first_stage, self.facts = config, first_stage, facts
+    def __init__(
+        self, config: RdmConfig, first_stage: FirstStage, facts: dict[str, object], codes: FirstStage | None = None
+    ) -> None:
+        self.config, self.first_stage, self.facts, self.codes = config, first_stage, facts, codes
         self.schedule = config.schedule.build()
 
     def configure_model(self) -> nn.Module:
@@ -86,4 +89,4 @@ class RdmObjective:
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """`save_rdm`: U-Net, scheduler, first stage, and the facts."""
-        save_rdm(folder, model, self.first_stage, self.config, json.loads(json.dumps(self.facts)))
+        save_rdm(folder, model, self.first_stage, self.config, json.loads(json.dumps(self.facts)), self.codes)

@@ -67,10 +67,18 @@ class RdmSampler:
 
     Args:
         facts: what the model's folder says of its training: `encoder`, `num_neighbors`, ….
+        codes: φ, where the context is neighbours' codes.
     """
 
-    def __init__(self, unet: UNet, first_stage: FirstStage, config: RdmConfig, facts: dict[str, Any]) -> None:
-        self.unet, self.first_stage, self.config, self.facts = unet, first_stage, config, facts
+    def __init__(
+        self,
+        unet: UNet,
+        first_stage: FirstStage,
+        config: RdmConfig,
+        facts: dict[str, Any],
+        codes: FirstStage | None = None,
+    ) -> None:
+        self.unet, self.first_stage, self.config, self.facts, self.codes = unet, first_stage, config, facts, codes
         self.schedule = config.schedule.build()
 
     @classmethod
@@ -86,7 +94,8 @@ class RdmSampler:
         config = RdmConfig.model_validate(facts["model"])
         unet = load_network(root / "unet").to(device, dtype).eval()
         first_stage = FirstStage.load(root / "first_stage").to(device)
-        return cls(unet, first_stage, config, facts)
+        codes = None if config.codes_size is None else FirstStage.load(root / "codes").to(device)
+        return cls(unet, first_stage, config, facts, codes)
 
     def compile(self, **options: Any) -> None:
         """Compiles the U-Net (torch.compile); the first picture of each batch size then takes longer."""
@@ -162,11 +171,20 @@ class RdmSampler:
         return torch.cat([self.first_stage.decode(part) for part in parts]).clamp(0, 1)
 
 
-def save_rdm(folder: str | Path, unet: UNet, first_stage: FirstStage, config: RdmConfig, facts: dict[str, Any]) -> None:
-    """Writes a model folder in diffusers' layout: `unet/`, `scheduler/`, `first_stage/`, and `remembrandt.json`."""
+def save_rdm(
+    folder: str | Path,
+    unet: UNet,
+    first_stage: FirstStage,
+    config: RdmConfig,
+    facts: dict[str, Any],
+    codes: FirstStage | None = None,
+) -> None:
+    """Writes a model folder in diffusers' layout: unet, scheduler, first_stage, perhaps codes, and remembrandt.json."""
     root = Path(folder)
     save_network(unet, root / "unet")
     first_stage.save(root / "first_stage")
+    if codes is not None:
+        codes.save(root / "codes")
     scheduler = {**config.schedule.build().diffusers_config(), "set_alpha_to_one": False, "clip_sample": False}
     write_json(root / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **scheduler})
     write_json(

@@ -1,4 +1,4 @@
-"""What RDM is fed with: a latent and the raw embeddings of its neighbours.
+"""What RDM is fed with: a latent and the raw embeddings of its neighbours, or their codes.
 
 Letters in names: B examples, C H W latent, K neighbours, D embedding.
 """
@@ -13,13 +13,36 @@ from PIL import Image
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.models.objective import Tensors
+from remembrandt.models.rdm.model import context_of_codes
 from remembrandt.training.feeds.cache import ExampleCache
 from remembrandt.training.feeds.neighbors import NeighborSource, gather_embeddings
 from remembrandt.training.feeds.train_set import TrainSet
 
 
+class CodesOfRows:
+    """Codes of the rows that may be neighbours, kept by an `ExampleCache` of D.
+
+    Args:
+        ids_M: the rows that the cache holds, in its order.
+    """
+
+    def __init__(self, ids_M: NDArray[np.int64], cache: ExampleCache) -> None:
+        self._ids_M, self._cache = ids_M, cache
+
+    def take(self, ids_BK: NDArray[np.int64]) -> torch.Tensor:
+        """(B, K, C, H, W); zeros where there is no neighbour."""
+        mask_BK = ids_BK != PAD_ID
+        places = np.searchsorted(self._ids_M, np.where(mask_BK, ids_BK, self._ids_M[0]))
+        codes = self._cache.take(places.reshape(-1))
+        return codes.unflatten(0, ids_BK.shape) * torch.from_numpy(mask_BK)[..., None, None, None]
+
+
 class RdmFeed:
-    """A `Feed` of `latents_BCHW`, `neighbors_BKD` and `neighbors_mask_BK`; the baseline gets latents alone."""
+    """A `Feed` of `latents_BCHW`, `neighbors_BKD` and `neighbors_mask_BK`; the baseline gets latents alone.
+
+    Args:
+        codes: of the database's rows; then the context is `context_BLD`, codes side by side (P1 App. F.3.5).
+    """
 
     def __init__(
         self,
@@ -28,10 +51,11 @@ class RdmFeed:
         neighbors: NeighborSource | None,
         database: Database | None,
         identity: Mapping[str, str],
+        codes: CodesOfRows | None = None,
     ) -> None:
         self.identity = identity
         self._train_set, self._latents = train_set, latents
-        self._neighbors, self._database = neighbors, database
+        self._neighbors, self._database, self._codes = neighbors, database, codes
 
     @property
     def num_examples(self) -> int:
@@ -46,7 +70,10 @@ class RdmFeed:
         """Adds the neighbours."""
         if self._neighbors is None or self._database is None:
             return batch
-        embeddings_BKD, mask_BK = gather_embeddings(self._database, self._neighbors.ids(indices_B))
+        ids_BK = self._neighbors.ids(indices_B)
+        if self._codes is not None:
+            return {**batch, "context_BLD": context_of_codes(self._codes.take(ids_BK))}
+        embeddings_BKD, mask_BK = gather_embeddings(self._database, ids_BK)
         return {
             **batch,
             "neighbors_BKD": torch.from_numpy(embeddings_BKD),

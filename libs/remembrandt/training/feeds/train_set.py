@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from remembrandt.configuration import Config
-from remembrandt.data.decode import DecodeConfig, decode_image
+from remembrandt.data.decode import DecodeConfig, decode_image, to_square
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import Filter
 from remembrandt.databases.manifest import digest, encode_document
@@ -99,14 +99,6 @@ class TrainSet:
     @cached_property
     def _threads(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-
-
-def to_square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square of an image, of edge `size`."""
-    edge = min(image.size)
-    left, top = (image.width - edge) // 2, (image.height - edge) // 2
-    box = (left, top, left + edge, top + edge)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
 
 
 def describe(where: Mapping[str, tuple[str, ...]]) -> str:
