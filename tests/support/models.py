@@ -10,6 +10,8 @@ from remembrandt.models.first_stage.model import FirstStage, build_autoencoder, 
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import build_unet
 from remembrandt.models.rdm.sampling import save_rdm
+from remembrandt.models.reimagen.config import StageConfig
+from remembrandt.models.reimagen.model import ReImagenUNet
 
 TINY_FIRST_STAGE = FirstStageConfig(
     kind="kl", size=16, channels=(16, 16), layers=1, latent_channels=4, middle_attention=False
@@ -18,6 +20,23 @@ TINY_RDM = RdmConfig(
     latent_size=8, latent_channels=4, channels=32, multipliers=(1, 2), layers=1, attention_at=(4,), head_width=16,
     context_dim=32,
 )  # fmt: skip
+
+
+TINY_BASE = StageConfig(
+    size=8, channels=16, multipliers=(1, 2), layers=1, text_at=(4,), text_dim=12, cross_dim=16, head_width=16
+)
+TINY_SUPER = TINY_BASE.model_copy(update={"size": 16, "low_size": 8, "text_at": (8,), "prediction": "v"})
+
+
+def tiny_stage(config: StageConfig, seed: int = 0) -> ReImagenUNet:
+    """A stage of random weights, its conditions strong enough to be seen."""
+    torch.manual_seed(seed)
+    network = ReImagenUNet(config)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "attn2" in name or "neighbor_attention.to" in name or "class_embedding" in name:
+                parameter.mul_(4)
+    return network
 
 
 def tiny_first_stage(seed: int = 0) -> FirstStage:

@@ -3,11 +3,15 @@
 Letters in names: B pictures, G guided pictures among them, C H W, L context tokens, D their size.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
 
 import torch
+from pydantic import Field
+
+from remembrandt.configuration import Config
+from remembrandt.diffusion.noise import GUIDANCE, Seeds, seeded_uniform
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,83 @@ class ClassifierFree:
         mixed_BCHW = noise_BCHW.clone()
         mixed_BCHW[guided] = null_GCHW + scale_G111 * (noise_BCHW[guided] - null_GCHW)
         return mixed_BCHW
+
+
+Kept = tuple[bool, bool]
+"""Which conditions a pass of the network keeps: text c_p, neighbours c_n."""
+
+
+class TextNeighborGuidance(Config):
+    """Guidance by text and neighbours (P2 §3.3).
+
+    With ε̂_p = w_p·ε(c_p, c_n) - (w_p - 1)·ε(c_n) and ε̂_n = w_n·ε(c_p, c_n) - (w_n - 1)·ε(c_p) (Eq. 6):
+
+    Attributes:
+        kind: `interleaved` takes ε̂_p in a share η of the steps, drawn by each picture's seed, and else ε̂_n; `weighted`
+            takes η·ε̂_p + (1 - η)·ε̂_n in every step; `joint` guides by both at once, w_p·ε(c_p, c_n) - (w_p - 1)·ε(∅);
+            `plain` leaves guidance out.
+        text_weight: w_p; `neighbor_weight`: w_n.
+        interleave_ratio: η.
+    """
+
+    kind: Literal["interleaved", "weighted", "joint", "plain"] = "interleaved"
+    text_weight: float = 2.0
+    neighbor_weight: float = 2.0
+    interleave_ratio: float = Field(0.5, ge=0, le=1)
+
+    def coefficients(self, drawn: float) -> Mapping[Kept, float]:
+        """What each pass of the network counts for; `drawn` is R of this step, uniform in [0, 1)."""
+        both, no_text, no_neighbors, nothing = (True, True), (False, True), (True, False), (False, False)
+        w_p, w_n, eta = self.text_weight, self.neighbor_weight, self.interleave_ratio
+        if self.kind == "plain":
+            found = {both: 1.0}
+        elif self.kind == "joint":
+            found = {both: w_p, nothing: 1 - w_p}
+        elif self.kind == "weighted":
+            found = {both: eta * w_p + (1 - eta) * w_n, no_text: eta * (1 - w_p), no_neighbors: (1 - eta) * (1 - w_n)}
+        elif drawn < eta:
+            found = {both: w_p, no_text: 1 - w_p}
+        else:
+            found = {both: w_n, no_neighbors: 1 - w_n}
+        return {kept: weight for kept, weight in found.items() if weight != 0}
+
+
+KeepingNetwork = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""(x_PCHW, t_P, rows_P, keep_text_P, keep_neighbors_P) → ε of P passes."""
+
+
+@dataclass
+class MixedGuidance:
+    """Pictures with guidance of their own, all passes of a step in one batch.
+
+    Attributes:
+        settings_B, seeds_B: of all pictures of the request.
+        network: predicts ε of some passes.
+    """
+
+    settings_B: Sequence[TextNeighborGuidance]
+    seeds_B: Seeds
+    network: KeepingNetwork
+    _step: int = field(default=0, init=False)
+
+    def predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """ε of the pictures `rows`; to be called once a step, in order."""
+        chosen = rows.tolist()
+        drawn = seeded_uniform([int(self.seeds_B[row]) for row in chosen], GUIDANCE + self._step).tolist()
+        self._step += 1
+        passes = [
+            (place, *kept, weight)
+            for place, (row, uniform) in enumerate(zip(chosen, drawn, strict=True))
+            for kept, weight in self.settings_B[row].coefficients(uniform).items()
+        ]
+        places, keep_text, keep_neighbors, weights = (list(column) for column in zip(*passes, strict=True))
+        place_P = torch.tensor(places, device=x_BCHW.device)
+        noise_PCHW = self.network(
+            x_BCHW[place_P],
+            t_B[place_P],
+            rows[place_P],
+            torch.tensor(keep_text, device=x_BCHW.device),
+            torch.tensor(keep_neighbors, device=x_BCHW.device),
+        )
+        weight_P111 = torch.tensor(weights, device=x_BCHW.device).view(-1, *[1] * (x_BCHW.ndim - 1))
+        return torch.zeros_like(x_BCHW).index_add_(0, place_P, noise_PCHW.float() * weight_P111)

@@ -15,9 +15,16 @@ START = 0
 """Stream of the first noise of a picture."""
 STEPS = 1
 """First of the streams of the noise that a stochastic sampler adds: STEPS + i in its step i."""
+GUIDANCE = 500_000
+"""First of the streams by which guidance is drawn: GUIDANCE + i in step i."""
+LOW_RES_NOISE = 900_000
 TRAIN_NOISE = 1_000_000
 TRAIN_TIMESTEP = 1_000_001
 TRAIN_CROP = 1_000_002
+TRAIN_DROP_TEXT = 1_000_004
+TRAIN_DROP_NEIGHBORS = 1_000_005
+TRAIN_LOW_RES_LEVEL = 1_000_006
+TRAIN_LOW_RES_NOISE = 1_000_007
 
 
 def seeded_normal(seeds_B: Seeds, shape: Sequence[int], stream: int = START) -> torch.Tensor:

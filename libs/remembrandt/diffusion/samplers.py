@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import Field
 
 from remembrandt.configuration import Config
+from remembrandt.diffusion.continuous import ContinuousDdim, ContinuousDpmSolver, CosineSchedule
 from remembrandt.diffusion.noise import STEPS, Seeds, seeded_normal
 from remembrandt.diffusion.schedule import NoiseSchedule
 from remembrandt.errors import ConfigError
 
+Schedule = NoiseSchedule | CosineSchedule
 SolverName = Literal["ddim", "dpm_solver++", "unipc"]
 
 
@@ -27,23 +30,30 @@ class SamplerConfig(Config):
         solver: `ddim` (P1: 100 steps, η = 1), or one of diffusers' faster ODE solvers.
         num_inference_steps: network evaluations.
         eta: η of DDIM: 0 deterministic, 1 as stochastic as DDPM; without effect on the others.
+        dynamic_threshold: quantile of dynamic thresholding, for models of pixels only; None clips their pixels.
     """
 
     solver: SolverName = "ddim"
     num_inference_steps: int = 100
     eta: float = 1.0
+    dynamic_threshold: float | None = Field(None, gt=0, le=1)
 
 
 Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x_BCHW, timesteps_B, rows) → ε; `rows` are the positions of these pictures in the whole request."""
+"""(x_BCHW, timesteps_B, rows) → ε, once a step in order; `rows` are these pictures' positions in the whole request."""
 OnStep = Callable[[int, int, torch.Tensor], None]
 """Told after every step: steps done, steps in all, x̂_0 of all pictures as predicted now."""
 
 
 class Solver(Protocol):
-    """Advances pictures of equal settings."""
+    """Advances pictures of equal settings.
 
-    timesteps: list[int]
+    Attributes:
+        timesteps: when the network is asked: 0 … T - 1 of a discrete schedule, [0, 1] of a continuous one.
+    """
+
+    @property
+    def timesteps(self) -> Sequence[float]: ...
 
     def step(self, index: int, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(x before step `index`, predicted ε) → (x after it, x̂_0)."""
@@ -51,7 +61,7 @@ class Solver(Protocol):
 
 def sample(
     predict: Predict,
-    schedule: NoiseSchedule,
+    schedule: Schedule,
     settings_B: Sequence[SamplerConfig],
     seeds_B: Seeds,
     shape: tuple[int, int, int],
@@ -87,8 +97,16 @@ def sample(
     return out_BCHW
 
 
-def make_solver(settings: SamplerConfig, schedule: NoiseSchedule, seeds_B: Seeds) -> Solver:
-    """The solver of a group."""
+def make_solver(settings: SamplerConfig, schedule: Schedule, seeds_B: Seeds) -> Solver:
+    """The solver of a group.
+
+    Raises:
+        ConfigError: settings that the schedule cannot have.
+    """
+    if isinstance(schedule, CosineSchedule):
+        return _continuous_solver(settings, schedule, seeds_B)
+    if settings.dynamic_threshold is not None:
+        raise ConfigError("dynamic_threshold is for models of pixels: leave it out for a model of latents")
     if not 1 <= settings.num_inference_steps <= schedule.num_timesteps:
         raise ConfigError(
             f"num_inference_steps {settings.num_inference_steps} is not possible: the model was trained with "
@@ -97,6 +115,17 @@ def make_solver(settings: SamplerConfig, schedule: NoiseSchedule, seeds_B: Seeds
     if settings.solver == "ddim":
         return Ddim(settings, schedule, seeds_B)
     return DiffusersSolver(settings, schedule)
+
+
+def _continuous_solver(settings: SamplerConfig, schedule: CosineSchedule, seeds_B: Seeds) -> Solver:
+    steps, quantile = settings.num_inference_steps, settings.dynamic_threshold
+    if steps < 1:
+        raise ConfigError(f"num_inference_steps {steps} is not possible: ask for at least 1")
+    if settings.solver == "ddim":
+        return ContinuousDdim(schedule, steps, settings.eta, quantile, seeds_B)
+    if settings.solver == "dpm_solver++":
+        return ContinuousDpmSolver(schedule, steps, quantile)
+    raise ConfigError(f"solver '{settings.solver}' knows no continuous time: use ddim or dpm_solver++")
 
 
 class Ddim:
