@@ -22,7 +22,7 @@ import yaml
 from remembrandt.configuration import parse_config
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
 from remembrandt.distributed import connect
-from remembrandt.models.rdm.model import build_unet, predict_noise
+from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeding import Fed
 from remembrandt.training.feeds.cache import fill_cache
@@ -167,8 +167,8 @@ def plain_loop(config: TrainRdmConfig, steps: int) -> list[float]:
         noise, t = torch.randn(latents[part].shape), torch.randint(0, schedule.num_timesteps, (size,))
         with torch.autocast("cpu", torch.bfloat16):
             noisy = schedule.add_noise(latents[part], noise, t)
-            predicted = predict_noise(unet, noisy, t, objective.context({"neighbors_BKD": neighbors[part]}))
-            loss = (predicted.float() - noise).square().mean()
+            predicted = run_unet(unet, noisy, t, objective.context({"neighbors_BKD": neighbors[part]}))
+            loss = (predicted.float() - schedule.target(latents[part], noise, t, "v")).square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)

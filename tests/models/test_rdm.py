@@ -13,7 +13,7 @@ from remembrandt.diffusion.guidance import Context
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import ConfigError, CorruptionError
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import build_unet, context_of_codes, num_parameters, predict_noise
+from remembrandt.models.rdm.model import build_unet, context_of_codes, num_parameters, run_unet
 from remembrandt.models.rdm.objective import RdmObjective
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
 from tests.support.models import TINY_RDM, save_tiny_rdm, tiny_first_stage
@@ -41,7 +41,7 @@ def test_diffusers_opens_our_folder_and_predicts_the_same(folder: Path) -> None:
     x, t, tokens = torch.randn(2, 4, 8, 8), torch.tensor([1, 900]), torch.randn(2, 3, 32)
     with torch.no_grad():
         expected = theirs(x, t, tokens).sample
-        assert torch.allclose(predict_noise(ours.unet, x, t, Context(tokens)), expected, atol=1e-6)
+        assert torch.allclose(run_unet(ours.unet, x, t, Context(tokens)), expected, atol=1e-6)
     scheduler = diffusers.DDIMScheduler.from_pretrained(folder / "scheduler")
     assert torch.allclose(scheduler.alphas_cumprod, ours.schedule.alphas_cumprod, atol=1e-7)
     diffusers.AutoencoderKL.from_pretrained(folder / "first_stage")

@@ -4,15 +4,13 @@ Letters in names: B pictures, C H W.
 """
 
 import math
-from typing import Literal
 
 import torch
 from pydantic import Field
 
 from remembrandt.configuration import Config
 from remembrandt.diffusion.noise import STEPS, Seeds, seeded_normal
-
-Prediction = Literal["epsilon", "v"]
+from remembrandt.diffusion.schedule import Prediction
 
 
 class CosineSchedule(Config):

@@ -13,6 +13,8 @@ import torch
 from remembrandt.configuration import Config
 
 Kind = Literal["linear", "cosine"]
+Prediction = Literal["epsilon", "v"]
+"""What a network predicts: the noise, or the velocity between noise and picture."""
 
 
 class ScheduleConfig(Config):
@@ -53,10 +55,26 @@ class NoiseSchedule:
 
     def add_noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
         """q(x_t | x_0): √ᾱ_t · x + √(1 - ᾱ_t) · noise."""
-        kept_B = self.alphas_cumprod.to(x_BCHW.device)[timesteps_B]
-        kept_B111 = kept_B.view(-1, *[1] * (x_BCHW.ndim - 1))
-        noisy: torch.Tensor = kept_B111.sqrt() * x_BCHW + (1 - kept_B111).sqrt() * noise_BCHW
-        return noisy
+        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
+        return alpha * x_BCHW + sigma * noise_BCHW
+
+    def target(
+        self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, prediction: Prediction
+    ) -> torch.Tensor:
+        """What a network of that prediction should say: ε, or v = √ᾱ_t·ε - √(1 - ᾱ_t)·x (Salimans and Ho 2022)."""
+        if prediction == "epsilon":
+            return noise_BCHW
+        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
+        return alpha * noise_BCHW - sigma * x_BCHW
+
+    def noise_of(
+        self, x_BCHW: torch.Tensor, said_BCHW: torch.Tensor, timesteps_B: torch.Tensor, prediction: Prediction
+    ) -> torch.Tensor:
+        """ε from what the network said about x_t."""
+        if prediction == "epsilon":
+            return said_BCHW
+        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
+        return sigma * x_BCHW + alpha * said_BCHW
 
     def diffusers_config(self) -> dict[str, Any]:
         """What a diffusers scheduler must be told to do the same: LDM's samplers count timesteps from 1, end at ᾱ_0."""
@@ -68,6 +86,11 @@ class NoiseSchedule:
             "steps_offset": 1,
             "prediction_type": "epsilon",
         }
+
+    def _alpha_sigma(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kept_B = self.alphas_cumprod.to(x_BCHW.device)[timesteps_B]
+        kept_B111 = kept_B.view(-1, *[1] * (x_BCHW.ndim - 1))
+        return kept_B111.sqrt(), (1 - kept_B111).sqrt()
 
     def _betas(self) -> torch.Tensor:
         config, count = self.config, self.num_timesteps

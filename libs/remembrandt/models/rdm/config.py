@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remembrandt.configuration import Config
-from remembrandt.diffusion.schedule import ScheduleConfig
+from remembrandt.diffusion.schedule import Prediction, ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -27,6 +27,8 @@ class RdmConfig(Config):
             an encoder of its own, and the codes of K neighbours lie side by side); None: φ is CLIP.
         residual_resampling: residual blocks halve and double the edge, and the time scales and shifts their features,
             as in the LDM baseline; only without cross-attention.
+        prediction: what the network predicts: ε as in the paper, or v, which a short training learns better, because
+            the loss then sees a picture's brightness and layout at the noisy end too.
         schedule: of the noise.
     """
 
@@ -41,6 +43,7 @@ class RdmConfig(Config):
     context_dim: Positive = 512
     codes_size: Positive | None = None
     residual_resampling: bool = False
+    prediction: Prediction = "epsilon"
     schedule: ScheduleConfig = ScheduleConfig()
 
     @property

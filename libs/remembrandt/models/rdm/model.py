@@ -54,10 +54,12 @@ def _attention(config: RdmConfig) -> dict[str, Any]:
     return {"cross_attention_dim": config.context_dim, "attention_head_dim": heads}
 
 
-def predict_noise(
-    unet: nn.Module, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, context: Context | None
-) -> torch.Tensor:
-    """ε (B, C, H, W), computed in the dtype of the weights; `unet` may be wrapped (DeepSpeed, torch.compile)."""
+def run_unet(unet: nn.Module, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, context: Context | None) -> torch.Tensor:
+    """What the network predicts, (B, C, H, W), computed in the dtype of its weights.
+
+    Args:
+        unet: the network, perhaps wrapped by DeepSpeed or torch.compile.
+    """
     dtype = next(unet.parameters()).dtype
     if context is None:
         return cast(torch.Tensor, unet(x_BCHW.to(dtype), timesteps_B, return_dict=False)[0])

@@ -18,7 +18,7 @@ from remembrandt.models.first_stage.model import FirstStage
 from remembrandt.models.folders import take_weights
 from remembrandt.models.objective import Losses, Tensors
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import build_unet, predict_noise
+from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings, save_rdm
 
 QUARTILES = ("t0", "t1", "t2", "t3")
@@ -59,11 +59,12 @@ class RdmObjective:
         }
 
     def loss(self, model: nn.Module, batch: Tensors) -> Losses:
-        """Mean squared error of ε over a latent, by timestep quartile."""
+        """Mean squared error over a latent, of ε or of v, by timestep quartile."""
         timesteps_B, noise_BCHW = batch["timesteps_B"], batch["noise_BCHW"]
         noisy_BCHW = self.schedule.add_noise(batch["latents_BCHW"], noise_BCHW, timesteps_B)
-        predicted_BCHW = predict_noise(model, noisy_BCHW, timesteps_B, self.context(batch))
-        errors_B = (predicted_BCHW.float() - noise_BCHW).square().flatten(1).mean(dim=1)
+        said_BCHW = run_unet(model, noisy_BCHW, timesteps_B, self.context(batch))
+        target_BCHW = self.schedule.target(batch["latents_BCHW"], noise_BCHW, timesteps_B, self.config.prediction)
+        errors_B = (said_BCHW.float() - target_BCHW).square().flatten(1).mean(dim=1)
         return Losses(errors_B, groups_B=timesteps_B * len(QUARTILES) // self.schedule.num_timesteps)
 
     def context(self, batch: Tensors) -> Context | None:

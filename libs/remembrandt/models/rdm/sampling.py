@@ -16,7 +16,7 @@ from remembrandt.errors import ConfigError
 from remembrandt.models.first_stage.model import FirstStage
 from remembrandt.models.folders import find_model, load_network, read_facts, save_network, write_facts, write_json
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import UNet, predict_noise
+from remembrandt.models.rdm.model import UNet, run_unet
 
 _DECODED_AT_ONCE = 64
 
@@ -124,7 +124,8 @@ class RdmSampler:
         guidance = ClassifierFree(context, scale_B) if context is not None else None
 
         def network(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, own: Context | None) -> torch.Tensor:
-            return predict_noise(self.unet, x_BCHW, timesteps_B, own).float()
+            said_BCHW = run_unet(self.unet, x_BCHW, timesteps_B, own).float()
+            return self.schedule.noise_of(x_BCHW, said_BCHW, timesteps_B, self.config.prediction)
 
         def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             if guidance is None:
@@ -186,6 +187,7 @@ def save_rdm(
     if codes is not None:
         codes.save(root / "codes")
     scheduler = {**config.schedule.build().diffusers_config(), "set_alpha_to_one": False, "clip_sample": False}
+    scheduler["prediction_type"] = {"epsilon": "epsilon", "v": "v_prediction"}[config.prediction]
     write_json(root / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **scheduler})
     write_json(
         root / "model_index.json",
