@@ -12,13 +12,19 @@ from remembrandt.errors import RemembrandtError
 
 
 def run_job(
-    cls: type[ConfigT], main: Callable[[ConfigT, argparse.Namespace], dict[str, Any]], description: str
+    cls: type[ConfigT],
+    main: Callable[[ConfigT, argparse.Namespace], dict[str, Any]],
+    description: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
 ) -> None:
     """Parses the command line of a job, runs it, prints its result and exits.
 
     `--config FILE` names a YAML file; further arguments are `key.sub=value` overrides. `--json` prints the result as
     JSON on stdout; progress and messages go to stderr either way. A RemembrandtError ends the job with one line and
     its exit code.
+
+    Args:
+        add_arguments: adds what only this job takes.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--config", help="YAML configuration file")
@@ -29,6 +35,8 @@ def run_job(
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="configuration overrides, e.g. vectors.factory=Flat"
     )
+    if add_arguments is not None:
+        add_arguments(parser)
     arguments = parser.parse_args()
     with one_line_errors():
         result = main(load_config(cls, arguments.config, arguments.overrides), arguments)

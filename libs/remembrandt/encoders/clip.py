@@ -120,6 +120,29 @@ class ClipEncoder:
             return np.empty((0, self.dim), dtype=np.float32)
         return self.text_batches(self._tokenize(list(texts)), self.dim)
 
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """Size of a token's state in the text tower, and how many tokens a text may have."""
+        text = self._resolved.model_config["text_cfg"]
+        return int(text.get("width", 512)), int(text.get("context_length", 77))
+
+    def text_states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """The text tower's last states (B, T, width), which tokens there are (B, T), and how many texts were cut."""
+        ids_BT = self._tokenize(list(texts)).to(self.device)
+        states_BTD = self.model.forward_intermediates(
+            text=ids_BT, text_indices=1, normalize_intermediates=True, intermediates_only=True
+        )["text_intermediates"][-1]
+        # The end token has the largest id of a CLIP vocabulary; what follows it is padding.
+        ends_B = ids_BT.argmax(dim=1)
+        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= ends_B[:, None]
+        full = (ends_B == ids_BT.shape[1] - 1).tolist()
+        cut = sum(1 for text, whole in zip(texts, full, strict=True) if whole and self._exceeds(text))
+        return states_BTD, mask_BT, cut
+
+    def _exceeds(self, text: str) -> bool:
+        encode = getattr(self._tokenize, "encode", None)
+        return True if encode is None else len(encode(text)) + 2 > self.text_shape[1]
+
     def _forward_pixels(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
         embeddings_BD: torch.Tensor = self.model.encode_image(self._normalise(pixels_BHWC).to(self._dtype))
         return embeddings_BD

@@ -234,7 +234,7 @@ def identity_of(config: TrainRdmConfig, train_set: TrainSet, database: Database 
     if config.codes is not None:
         identity["codes"] = first_stage_fingerprint(config.codes)
     if config.neighbors is not None and database is not None:
-        chosen = config.neighbors.model_dump(mode="json", include={"num_neighbors", "exclude", "same"})
+        chosen = config.neighbors.model_dump(mode="json", include={"similarity", "num_neighbors", "exclude", "same"})
         identity["database"] = f"{database.name}/{database.version}"
         identity["neighbours"] = f"{chosen} where {config.neighbors.database.where}"
     return identity

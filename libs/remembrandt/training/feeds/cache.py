@@ -1,4 +1,4 @@
-"""Arrays of every example of a train set, computed once: pixels of one size, or latents of one first stage.
+"""Arrays of every example of a train set, computed once: pixels, latents of a first stage, or token states of captions.
 
 ```
 <uri>/<identity>/00000012.npy        rows 12·1024 … of the train set, beside commit markers
@@ -13,15 +13,18 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from remembrandt.databases.cache import local_file
 from remembrandt.databases.manifest import digest
 from remembrandt.distributed import connect, num_gpus, run_tasks
+from remembrandt.encoders.text import TextConfig, TextEncoder, open_text_encoder, text_fingerprint
 from remembrandt.models.first_stage.model import FirstStage
 from remembrandt.models.folders import find_model
 from remembrandt.progress import Progress
@@ -40,19 +43,28 @@ class CacheConfig:
     Attributes:
         uri: folder of all caches.
         size: edge of the pictures.
-        first_stage: folder of the first stage whose latents are kept; None keeps uint8 pixels.
+        first_stage: folder of the first stage whose latents are kept.
+        text: encoder whose states of the caption's tokens are kept, (L, D) float16, zeros where there is no token.
+            With neither, uint8 pixels are kept.
     """
 
     uri: str
     train_set: RowsConfig
     size: int
     first_stage: str | None = None
+    text: TextConfig | None = None
+
+    @property
+    def kind(self) -> str:
+        """What is kept."""
+        return "latents" if self.first_stage else "tokens" if self.text else "pixels"
 
     def store(self, train_set: TrainSet) -> Store:
         """Where this cache lies."""
         parts = [train_set.identity, self.size, first_stage_fingerprint(self.first_stage) if self.first_stage else ""]
-        kind = "latents" if self.first_stage else "pixels"
-        return open_store(self.uri).child(f"{kind}-{digest(json.dumps(parts).encode())[:16]}")
+        if self.text is not None:
+            parts.append(text_fingerprint(self.text))
+        return open_store(self.uri).child(f"{self.kind}-{digest(json.dumps(parts).encode())[:16]}")
 
 
 def fill_cache(config: CacheConfig, train_set: TrainSet) -> None:
@@ -64,9 +76,9 @@ def fill_cache(config: CacheConfig, train_set: TrainSet) -> None:
     if not missing:
         return
     connect()
-    what = "encoding latents" if config.first_stage else "decoding pixels"
+    what = {"latents": "encoding latents", "tokens": "encoding captions", "pixels": "decoding pixels"}[config.kind]
     done = len(train_set) - sum(len(_block(number, len(train_set))) for number in missing)
-    gpus = 1 if config.first_stage and num_gpus() else 0
+    gpus = 1 if config.kind != "pixels" and num_gpus() else 0
     with Progress(what, len(train_set), "images", done=done) as progress:
         for _, count in run_tasks(_fill_block, [(config, number) for number in missing], num_gpus=gpus, num_cpus=0.5):
             progress.advance(count)
@@ -108,14 +120,26 @@ def _block(number: int, total: int) -> range:
 def _fill_block(config: CacheConfig, number: int) -> int:
     train_set = TrainSet.open(config.train_set)
     indices_B = np.array(_block(number, len(train_set)))
-    pixels_BHWC = train_set.pixels(indices_B, config.size)
-    values = pixels_BHWC if config.first_stage is None else encode(config.first_stage, pixels_BHWC)
     store, name = config.store(train_set), f"{number:08d}.npy"
     data = io.BytesIO()
-    np.save(data, values)
+    np.save(data, _values(config, train_set, indices_B))
     store.write(name, data.getvalue())
     Ledger(store, "markers").commit(Marker(number, (describe_file(store, name),), {"examples": len(indices_B)}))
     return len(indices_B)
+
+
+def _values(config: CacheConfig, train_set: TrainSet, indices_B: NDArray[np.int64]) -> NDArray[np.generic]:
+    if config.text is not None:
+        return _text_encoder(config.text.model_dump_json()).encode(train_set.captions(indices_B)).tokens
+    pixels_BHWC = train_set.pixels(indices_B, config.size)
+    return pixels_BHWC if config.first_stage is None else encode(config.first_stage, pixels_BHWC)
+
+
+@lru_cache(maxsize=1)
+def _text_encoder(config: str) -> TextEncoder:
+    """A worker encodes many blocks: it loads the network once."""
+    parsed: TextConfig = TypeAdapter(TextConfig).validate_json(config)
+    return open_text_encoder(parsed)
 
 
 def encode(first_stage: str, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:

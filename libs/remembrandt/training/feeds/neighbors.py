@@ -8,13 +8,14 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 
 from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID
 from remembrandt.databases.manifest import digest, encode_document
-from remembrandt.databases.neighbor_dataset import Neighbors
+from remembrandt.databases.neighbor_dataset import Neighbors, Similarity
 from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.errors import ConfigError, EncoderMismatchError, VersionError
 from remembrandt.retrieval import RetrievalPool
@@ -29,6 +30,7 @@ class NeighborsConfig(Config):
         mode: `live` asks a pool of retrieval actors during training; `precomputed` reads what
             jobs/precompute_neighbors.py wrote for the same train set, database and exclusions.
         precomputed: its place.
+        similarity: `clip` compares images; `bm25` the example's caption with captions (P2 §3.2).
         num_neighbors: k_train.
         exclude: what is never a neighbour of an example.
         same: a column that neighbours share with their example, for all or for a share of the examples: from
@@ -39,6 +41,7 @@ class NeighborsConfig(Config):
     database: RowsConfig
     mode: Literal["live", "precomputed"] = "live"
     precomputed: str | None = None
+    similarity: Similarity = "clip"
     num_neighbors: int = Field(4, ge=1)
     exclude: ExclusionConfig = ExclusionConfig()
     same: SameConfig | None = None
@@ -59,10 +62,10 @@ class NeighborSource(Protocol):
 
 
 class LiveNeighbors:
-    """Searches with the examples' own embeddings in a pool of retrieval actors."""
+    """Searches with the examples' own embeddings or captions in a pool of retrieval actors."""
 
     def __init__(self, train_set: TrainSet, pool: RetrievalPool, database: Database, config: NeighborsConfig) -> None:
-        self._train_set, self._same = train_set, config.same
+        self._train_set, self._same, self._similarity = train_set, config.same, config.similarity
         rows = Identities.of_database(database)
         self._finder = NeighborFinder(
             pool, rows, config.num_neighbors, config.exclude, config.database.where, config.same
@@ -73,6 +76,8 @@ class LiveNeighbors:
         rows_B = self._train_set.ids_N[indices_B]
         identities = Identities(self._identities.hashes_N3[rows_B])
         values = None if self._values is None else [self._values[n] for n in indices_B]
+        if self._similarity == "bm25":
+            return self._finder.by_bm25(QueryBatch(identities, self._train_set.captions(indices_B), None, values)).ids
         queries = QueryBatch(identities, [""] * len(rows_B), self._train_set.embeddings(indices_B), values)
         return self._finder.by_clip(queries).ids
 
@@ -104,7 +109,7 @@ def open_precomputed(config: NeighborsConfig, train_set: TrainSet, database: Dat
         ConfigError: they were found with other exclusions, or are too few.
     """
     assert config.precomputed is not None
-    neighbors = Neighbors.open(config.precomputed, similarity="clip")
+    neighbors = Neighbors.open(config.precomputed, similarity=config.similarity)
     neighbors.check_database(database)
     own = train_set.database
     if neighbors.manifest.train_set_fingerprint != digest(encode_document(own.manifest)):
@@ -149,6 +154,13 @@ def check_disjoint(train_set: TrainSet, database: Database, where: RowsConfig) -
         f"{int(shared_N.sum()):,} of {len(train_set):,} training images are in the database as well (for example "
         f"'{example}'): use another database, narrow one of them with `where`, or set allow_overlap: true"
     )
+
+
+def neighbor_images(database: Database, ids_BK: NDArray[np.int64]) -> list[list[Image.Image]]:
+    """The pictures of each example's neighbours; white where a row has none."""
+    pictures = iter(database.images(ids_BK[ids_BK != PAD_ID]))
+    blank = Image.new("RGB", (8, 8), "white")
+    return [[next(pictures) or blank for row in ids if row != PAD_ID] for ids in ids_BK.tolist()]
 
 
 def gather_embeddings(database: Database, ids_BK: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:

@@ -15,7 +15,7 @@ from remembrandt.databases.hits import PAD_ID
 from remembrandt.models.objective import Tensors
 from remembrandt.models.rdm.model import context_of_codes
 from remembrandt.training.feeds.cache import ExampleCache
-from remembrandt.training.feeds.neighbors import NeighborSource, gather_embeddings
+from remembrandt.training.feeds.neighbors import NeighborSource, gather_embeddings, neighbor_images
 from remembrandt.training.feeds.train_set import TrainSet
 
 
@@ -84,10 +84,7 @@ class RdmFeed:
         """The neighbours' pictures."""
         if self._neighbors is None or self._database is None:
             return []
-        ids_BK = self._neighbors.ids(indices_B)
-        pictures = iter(self._database.images(ids_BK[ids_BK != PAD_ID]))
-        blank = Image.new("RGB", (8, 8), "white")
-        return [[next(pictures) or blank for row in ids if row != PAD_ID] for ids in ids_BK.tolist()]
+        return neighbor_images(self._database, self._neighbors.ids(indices_B))
 
     def close(self) -> None:
         """Gives back the database."""

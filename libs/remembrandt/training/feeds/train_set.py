@@ -86,6 +86,10 @@ class TrainSet:
         """φ(x), raw, (B, D): what their neighbours are searched by."""
         return self.database.embeddings(self.ids_N[indices_B])
 
+    def captions(self, indices_B: NDArray[np.int64]) -> list[str]:
+        """The examples' captions."""
+        return [row.caption for row in self.database.rows(self.ids_N[indices_B], ["caption"])]
+
     def column(self, name: str) -> list[str]:
         """A column of text of all N examples.
 
