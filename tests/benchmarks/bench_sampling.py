@@ -93,7 +93,8 @@ def measure(folder: str, dtype: torch.dtype) -> list[dict[str, str]]:
 @torch.inference_mode()
 def diffusers_loop(sampler: RdmSampler, tokens: torch.Tensor) -> torch.Tensor:
     """What a user of diffusers writes: scheduler, doubled batch, decode."""
-    scheduler = DDIMScheduler(**sampler.schedule.diffusers_config(), set_alpha_to_one=False, clip_sample=False)
+    config = sampler.schedule.diffusers_config(sampler.config.prediction)
+    scheduler = DDIMScheduler(**config, set_alpha_to_one=False, clip_sample=False)
     scheduler.set_timesteps(STEPS)
     generator = torch.Generator().manual_seed(0)
     edge, channels = sampler.config.latent_size, sampler.config.latent_channels

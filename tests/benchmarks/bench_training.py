@@ -2,8 +2,10 @@
 
     python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 30]
 
-All loops train the same U-Net with the same batch and precision in this process, in turns; a step's time is the median
-over all rounds. The plain loop has everything in memory, draws its noise with torch.randn, and does nothing else.
+Live retrieval is measured from that database and from one of a million rows: its embeddings, and others scattered
+around them. All loops train the same U-Net with the same batch and precision in this process, in turns; a step's time
+is the median over all rounds. The plain loop has everything in memory, draws its noise with torch.randn, and does
+nothing else.
 """
 
 import argparse
@@ -15,11 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import yaml
 
 from remembrandt.configuration import parse_config
+from remembrandt.databases.build import build_database
+from remembrandt.databases.config import BuildConfig
+from remembrandt.databases.database import Database
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
 from remembrandt.distributed import connect
 from remembrandt.models.rdm.model import build_unet, run_unet
@@ -35,6 +43,7 @@ from tests.support.processes import free_ports
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
 WARM_UP, ROUNDS = 4, 3
+MILLION, PART = 1_000_000, 100_000
 
 
 @dataclass
@@ -75,10 +84,13 @@ def main() -> None:
     dist.init_process_group("gloo", rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
         rows, waits = measure(arguments, Path(scratch))
+    seconds = {row["loop"]: row["seconds"] for row in rows}
     text = (
         f"Median step of {arguments.steps} × {ROUNDS} (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
-        f"**{rows[2]['seconds'] / rows[1]['seconds']:.3f}**; images/s of ours (precomputed) over the plain loop: "
-        f"**{rows[0]['seconds'] / rows[1]['seconds']:.3f}**. Median wait for live neighbours: {waits * 1000:.2f} ms."
+        f"**{seconds['live'] / seconds['precomputed']:.3f}**, from a million rows "
+        f"**{seconds['live, 1M rows'] / seconds['precomputed']:.3f}**; images/s of ours (precomputed) over the plain "
+        f"loop: **{seconds['plain'] / seconds['precomputed']:.3f}**. Median wait for live neighbours: "
+        f"{waits * 1000:.2f} ms."
     )
     shown = [
         {"loop": row["loop"], "ms a step": f"{row['seconds'] * 1000:.1f}", "images/s": f"{64 / row['seconds']:.1f}"}
@@ -123,21 +135,50 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str
         "name": "precomputed",
         "neighbors": {**live["neighbors"], "mode": "precomputed", "precomputed": found["out"], "pool": {}},
     }
+    million = million_rows(arguments.database, scratch)
+    far = {**values["neighbors"], "database": {"uri": million}, "same": None}
+    large = {**live, "name": "million", "neighbors": far}
     configs = {
-        name: parse_config(TrainRdmConfig, v, "bench") for name, v in {"live": live, "precomputed": disk}.items()
+        name: parse_config(TrainRdmConfig, v, "bench")
+        for name, v in {"live": live, "precomputed": disk, "live, 1M rows": large}.items()
     }
     fill_cache(latent_cache(configs["live"]), TrainSet.open(configs["live"].train_set))
-    times: dict[str, list[float]] = {"plain": [], "precomputed": [], "live": []}
+    times: dict[str, list[float]] = {name: [] for name in ("plain", "precomputed", "live", "live, 1M rows")}
     waits: list[float] = []
-    with RetrievalPool.start(arguments.database, num_cpus=0.25) as pool:
+    with (
+        RetrievalPool.start(arguments.database, num_cpus=0.25) as pool,
+        RetrievalPool.start(million, num_cpus=0.25) as large_pool,
+    ):
         for _ in range(ROUNDS):
             times["plain"] += plain_loop(configs["precomputed"], arguments.steps)
-            for name, owner in (("precomputed", None), ("live", pool)):
+            for name, owner in (("precomputed", None), ("live", pool), ("live, 1M rows", large_pool)):
                 trainer = timed(RdmJob(configs[name], owner))
                 times[name] += diffs(trainer.starts)
-                waits += trainer.waits[WARM_UP:] if name == "live" else []
+                waits += trainer.waits[WARM_UP:] if owner is not None else []
     rows = [{"loop": name, "seconds": statistics.median(values)} for name, values in times.items()]
     return rows, statistics.median(waits)
+
+
+def million_rows(uri: str, scratch: Path) -> str:
+    """A database of a million rows: the embeddings of another, and copies with noise."""
+    database = Database.open(uri)
+    own = database.embeddings(np.arange(database.num_rows))
+    spread = 0.5 * np.linalg.norm(own, axis=1).mean() / np.sqrt(own.shape[1])
+    rng = np.random.default_rng(0)
+    (scratch / "million" / "img_emb").mkdir(parents=True)
+    (scratch / "million" / "metadata").mkdir()
+    for number in range(MILLION // PART):
+        indices = np.arange(number * PART, (number + 1) * PART)
+        part = own[indices % len(own)]
+        noisy = indices >= len(own)
+        part[noisy] += rng.normal(0, spread, (noisy.sum(), own.shape[1]))
+        np.save(scratch / "million" / "img_emb" / f"img_emb_{number:02d}.npy", part.astype(np.float16))
+        keys = pa.table({"image_path": [f"{index:07d}" for index in indices], "caption": [""] * PART})
+        pq.write_table(keys, scratch / "million" / "metadata" / f"metadata_{number:02d}.parquet")
+    target = str(scratch / "databases" / "million")
+    source = {"kind": "clip_retrieval", "uri": str(scratch / "million")}
+    build_database(parse_config(BuildConfig, {"uri": target, "source": source, "gate": {"recall_at": 10}}, "bench"))
+    return target
 
 
 def timed(job: RdmJob) -> TimedTrainer:

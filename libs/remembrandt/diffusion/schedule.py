@@ -76,7 +76,7 @@ class NoiseSchedule:
         alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
         return sigma * x_BCHW + alpha * said_BCHW
 
-    def diffusers_config(self) -> dict[str, Any]:
+    def diffusers_config(self, prediction: Prediction = "epsilon") -> dict[str, Any]:
         """What a diffusers scheduler must be told to do the same: LDM's samplers count timesteps from 1, end at ᾱ_0."""
         return {
             "num_train_timesteps": self.num_timesteps,
@@ -84,7 +84,7 @@ class NoiseSchedule:
             "beta_end": self.config.beta_end,
             "beta_schedule": {"linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}[self.config.kind],
             "steps_offset": 1,
-            "prediction_type": "epsilon",
+            "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[prediction],
         }
 
     def _alpha_sigma(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -186,8 +186,11 @@ def save_rdm(
     first_stage.save(root / "first_stage")
     if codes is not None:
         codes.save(root / "codes")
-    scheduler = {**config.schedule.build().diffusers_config(), "set_alpha_to_one": False, "clip_sample": False}
-    scheduler["prediction_type"] = {"epsilon": "epsilon", "v": "v_prediction"}[config.prediction]
+    scheduler = {
+        **config.schedule.build().diffusers_config(config.prediction),
+        "set_alpha_to_one": False,
+        "clip_sample": False,
+    }
     write_json(root / "scheduler" / "scheduler_config.json", {"_class_name": "DDIMScheduler", **scheduler})
     write_json(
         root / "model_index.json",
