@@ -1,17 +1,22 @@
 """Model folders in diffusers' layout: one subfolder a network, its config.json and safetensors beside each other."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from remembrandt.errors import ConfigError, CorruptionError
 
 FACTS = "remembrandt.json"
+OWN_FIRST_STAGE = "first_stage"
+SHARED_FIRST_STAGE = "shared_first_stage"
+"""A model's folder has its first stage as a subfolder, or names a shipped one among its facts."""
 CONFIG = "config.json"
 SHIPPED = Path(__file__).with_name("weights")
 """Models that come with the package."""
@@ -113,6 +118,40 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def half(network: nn.Module) -> nn.Module:
-    """fp16 weights, for files half as large."""
-    return network.to(torch.float16)
+def pack_model(source: Path, target: Path, *, first_stage: str | None = None) -> int:
+    """Copies a model with fp16 weights; returns the bytes written.
+
+    Args:
+        target: a new folder.
+        first_stage: name of a shipped first stage to refer to, instead of a copy of the model's own.
+
+    Raises:
+        ConfigError: `target` exists, or the shipped first stage is another one.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists already: name a new folder")
+    skipped = source / OWN_FIRST_STAGE if first_stage is not None else None
+    if skipped is not None and first_stage is not None:
+        _check_same(load_network(skipped), load_network(find_model(first_stage)), first_stage)
+    written = 0
+    for path in sorted(path for path in source.rglob("*") if path.is_file()):
+        if skipped is not None and path.is_relative_to(skipped):
+            continue
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            weights = {n: w.half() if w.is_floating_point() else w for n, w in load_file(path).items()}
+            save_file(weights, copy, metadata={"format": "pt"})
+        else:
+            shutil.copyfile(path, copy)
+        written += copy.stat().st_size
+    if first_stage is not None:
+        write_json(target / FACTS, {**read_json(target / FACTS), SHARED_FIRST_STAGE: first_stage})
+    return written
+
+
+def _check_same(own: nn.Module, shipped: nn.Module, name: str) -> None:
+    theirs = shipped.state_dict()
+    for key, weight in own.state_dict().items():
+        if key not in theirs or not torch.equal(weight.half(), theirs[key].half()):
+            raise ConfigError(f"the model's first stage is not '{name}': pack it with its own, or ship that one first")

@@ -14,7 +14,16 @@ from remembrandt.diffusion.guidance import ClassifierFree, Context
 from remembrandt.diffusion.samplers import SamplerConfig, sample
 from remembrandt.errors import ConfigError
 from remembrandt.models.first_stage.model import FirstStage
-from remembrandt.models.folders import find_model, load_network, read_facts, save_network, write_facts, write_json
+from remembrandt.models.folders import (
+    OWN_FIRST_STAGE,
+    SHARED_FIRST_STAGE,
+    find_model,
+    load_network,
+    read_facts,
+    save_network,
+    write_facts,
+    write_json,
+)
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import UNet, run_unet
 
@@ -93,7 +102,8 @@ class RdmSampler:
         facts = read_facts(root, "rdm")
         config = RdmConfig.model_validate(facts["model"])
         unet = load_network(root / "unet").to(device, dtype).eval()
-        first_stage = FirstStage.load(root / "first_stage").to(device)
+        shared = facts.get(SHARED_FIRST_STAGE)
+        first_stage = FirstStage.load(root / OWN_FIRST_STAGE if shared is None else shared).to(device)
         codes = None if config.codes_size is None else FirstStage.load(root / "codes").to(device)
         return cls(unet, first_stage, config, facts, codes)
 
@@ -183,7 +193,7 @@ def save_rdm(
     """Writes a model folder in diffusers' layout: unet, scheduler, first_stage, perhaps codes, and remembrandt.json."""
     root = Path(folder)
     save_network(unet, root / "unet")
-    first_stage.save(root / "first_stage")
+    first_stage.save(root / OWN_FIRST_STAGE)
     if codes is not None:
         codes.save(root / "codes")
     scheduler = {
