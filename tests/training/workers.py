@@ -13,11 +13,13 @@ from remembrandt.configuration import parse_config
 from remembrandt.distributed import connect
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.storage import open_store
-from remembrandt.training.feeds.cache import fill_cache
+from remembrandt.training.feeds.cache import CacheConfig, fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
+from remembrandt.training.job import TrainJob
 from remembrandt.training.journal import read_journal
 from remembrandt.training.loop import Trainer
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, code_cache, latent_cache
+from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
 from tests.support.processes import free_ports
 
 Runs = list[dict[str, Any]]
@@ -26,12 +28,11 @@ Runs = list[dict[str, Any]]
 def train_all(runs: Runs, workers: int) -> list[list[float]]:
     """Trains every configuration with that many workers; the losses of each, step by step."""
     for values in runs:
-        config = parse_config(TrainRdmConfig, values, "test")
-        for cache in filter(None, (latent_cache(config), code_cache(config))):
+        for cache in caches_of(values):
             fill_cache(cache, TrainSet.open(cache.train_set))
     (port,) = free_ports(1)
     mp.start_processes(_work, (runs, workers, port), nprocs=workers, start_method="spawn")
-    return [[line["loss"] for line in read_journal(f"{run['storage']}/{run['name']}")] for run in runs]
+    return [losses_of(f"{run['storage']}/{job_of(run, None).name}") for run in runs]
 
 
 def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
@@ -42,9 +43,8 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     for values in runs:
-        config = parse_config(TrainRdmConfig, values, "test")
-        pool = start_pool(config)
-        job = RdmJob(config, pool)
+        pool = start_pool(values)
+        job: TrainJob = job_of(values, pool)
         objective, feed = job.build(torch.device("cpu"))
         kept = Path(values["storage"]) / "checkpoints" / values["name"]
 
@@ -59,9 +59,29 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
     dist.destroy_process_group()
 
 
-def start_pool(config: TrainRdmConfig) -> RetrievalPool | None:
+def job_of(values: dict[str, Any], pool: RetrievalPool | None) -> RdmJob | StageJob:
+    """A run of RDM; or of a stage of Re-Imagen: `stage` names it, beside the configuration."""
+    if "stages" not in values:
+        return RdmJob(parse_config(TrainRdmConfig, values, "test"), pool)
+    return StageJob(reimagen_config(values), values["stage"], pool)
+
+
+def reimagen_config(values: dict[str, Any]) -> TrainReimagenConfig:
+    """Without `stage`."""
+    return parse_config(TrainReimagenConfig, {k: v for k, v in values.items() if k != "stage"}, "test")
+
+
+def caches_of(values: dict[str, Any]) -> list[CacheConfig]:
+    """What a run reads."""
+    if "stages" in values:
+        return caches(reimagen_config(values), [values["stage"]])
+    config = parse_config(TrainRdmConfig, values, "test")
+    return [cache for cache in (latent_cache(config), code_cache(config)) if cache is not None]
+
+
+def start_pool(values: dict[str, Any]) -> RetrievalPool | None:
     """What live retrieval asks, in the cluster that the environment names."""
-    neighbors = config.neighbors
+    neighbors = job_of(values, None).config.neighbors
     if neighbors is None or neighbors.mode == "precomputed":
         return None
     connect()

@@ -1,0 +1,278 @@
+"""Requests → pairs of image and text → the stages of Re-Imagen → pictures with their records.
+
+Letters in names: B pictures, K neighbours, S edge, L tokens.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field, TypeAdapter, model_validator
+
+from remembrandt.configuration import Config
+from remembrandt.data.decode import DecodeConfig, decode_image, to_square
+from remembrandt.databases.database import Database
+from remembrandt.databases.hits import PAD_ID, Hits
+from remembrandt.diffusion.guidance import TextNeighborGuidance
+from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.encoders.text import TextConfig, TextEncoder, open_text_encoder
+from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
+from remembrandt.generation.generator import OpenDatabase, Picture
+from remembrandt.generation.grid import to_images
+from remembrandt.generation.records import NeighborRecord, Record
+from remembrandt.generation.requests import DatabaseRef
+from remembrandt.models.folders import find_model
+from remembrandt.models.reimagen.model import Neighbors, Text
+from remembrandt.models.reimagen.sampling import Cascade, StageBatch, StageSampler, StageSettings
+
+OnStage = Callable[[int, int, torch.Tensor], None]
+"""Told after every stage: stages done, stages in all, its pictures (B, 3, S, S) in [0, 1]."""
+
+
+class StageDraw(Config):
+    """How a stage draws.
+
+    Attributes:
+        low_res_noise: level of the noise that a super-resolution stage's input gets.
+    """
+
+    guidance: TextNeighborGuidance = TextNeighborGuidance()
+    sampler: SamplerConfig = SamplerConfig(num_inference_steps=64, dynamic_threshold=0.995)
+    low_res_noise: float = Field(0.1, ge=0, le=1)
+
+    @property
+    def settings(self) -> StageSettings:
+        """For the sampler."""
+        return StageSettings(self.guidance, self.sampler, self.low_res_noise)
+
+
+class PairConfig(Config):
+    """A pair that the user gives: a file, and what it shows."""
+
+    image: str
+    caption: str
+
+
+class CascadeRequest(Config):
+    """One picture.
+
+    Attributes:
+        text: the prompt; empty leaves it out.
+        database: B, where neighbours come from.
+        retrieval: by which the prompt finds them: BM25 of captions, CLIP of images; or `given`.
+        ids, pairs: neighbours that are given, rows of the database or files.
+        num_neighbors: K of the two searches; 0 paints without neighbours.
+        stages: how each stage draws, the first one's first; the last is for all that follow.
+        seed: of everything that is drawn. The same request gives the same picture, whatever it is drawn beside.
+    """
+
+    text: str = ""
+    database: DatabaseRef | None = None
+    retrieval: Literal["bm25", "clip", "given"] = "bm25"
+    ids: tuple[int, ...] = ()
+    pairs: tuple[PairConfig, ...] = ()
+    num_neighbors: int = Field(2, ge=0)
+    stages: tuple[StageDraw, ...] = Field((StageDraw(),), min_length=1)
+    seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        if (self.ids or self.pairs) and self.retrieval != "given":
+            raise ValueError("ids and pairs are for retrieval: given")
+        if self.database is None and (self.ids or (self.retrieval != "given" and self.num_neighbors)):
+            raise ValueError("name a `database`, give `pairs`, or set num_neighbors: 0")
+        return self
+
+    def stage(self, number: int) -> StageDraw:
+        """How stage `number` draws."""
+        return self.stages[min(number, len(self.stages) - 1)]
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A neighbour: its picture, its caption, and what is said of it."""
+
+    image: Image.Image
+    caption: str
+    record: NeighborRecord
+
+
+class CascadeGenerator:
+    """Draws pictures of one cascade from any databases.
+
+    Args:
+        name: of the model, for records.
+        encoder: the text encoder that every stage was trained with.
+        open_database: how a database is opened; each version once.
+    """
+
+    def __init__(
+        self, cascade: Cascade, name: str, encoder: TextEncoder, open_database: OpenDatabase | None = None
+    ) -> None:
+        self.cascade, self.name, self._encoder = cascade, name, encoder
+        self._open = open_database or (lambda ref: Database.open(ref.uri, version=ref.version))
+        self._databases: dict[tuple[str, str | None], Database] = {}
+        for stage in cascade.stages:
+            wanted = stage.facts.get("text_fingerprint")
+            if wanted is not None and wanted != encoder.fingerprint:
+                raise EncoderMismatchError(
+                    f"stage {stage.config.size} of '{name}' was trained with text encoder {wanted}, not with "
+                    f"{encoder.fingerprint}: use the one that its {stage.facts.get('text')} names"
+                )
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Opens the stages `<folder>/64`, `<folder>/256`, … that training wrote, or a cascade that ships, by name.
+
+        Raises:
+            ConfigError: no stages there, or stages that do not follow each other.
+        """
+        root = find_model(folder)
+        sizes = sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+        if not sizes:
+            raise ConfigError(f"{root} holds no stages (folders named by their size): train them first")
+        cascade = Cascade([StageSampler.load(root / str(size), device, dtype) for size in sizes])
+        text: TextConfig = TypeAdapter(TextConfig).validate_python(cascade.stages[0].facts["text"])
+        return cls(cascade, Path(folder).name, open_text_encoder(text))
+
+    def generate(self, requests: Sequence[CascadeRequest], on_stage: OnStage | None = None) -> list[Picture]:
+        """All pictures, in the order asked. Databases, retrieval, guidance and steps may differ within one call.
+
+        Raises:
+            SearchError: an impossible query.
+            SourceError: a picture that is given cannot be read.
+        """
+        if not requests:
+            return []
+        pairs = self._pairs(requests)
+        text, about = self._texts(requests, pairs)
+
+        def batch_of(number: int, low_res_BCHW: torch.Tensor | None) -> StageBatch:
+            if on_stage is not None and low_res_BCHW is not None:
+                on_stage(number, len(self.cascade.stages), low_res_BCHW)
+            edge = self.cascade.stages[number].config.neighbor_edge
+            settings = tuple(request.stage(number).settings for request in requests)
+            seeds = tuple(request.seed for request in requests)
+            return StageBatch(text, _neighbors(pairs, about, edge), seeds, settings, low_res_BCHW)
+
+        images = to_images(self.cascade.sample(batch_of)[-1])
+        return [
+            Picture(image, self._record(request, own))
+            for image, request, own in zip(images, requests, pairs, strict=True)
+        ]
+
+    def database(self, ref: DatabaseRef) -> Database:
+        """The opened version of a reference."""
+        if ref.key not in self._databases:
+            self._databases[ref.key] = self._open(ref)
+        return self._databases[ref.key]
+
+    def close(self) -> None:
+        """Gives back every database."""
+        for database in self._databases.values():
+            database.close()
+        self._databases.clear()
+
+    def _pairs(self, requests: Sequence[CascadeRequest]) -> list[list[_Pair]]:
+        """The neighbours of each picture: one search for all pictures of equal database and retrieval."""
+        found: list[list[_Pair]] = [[] for _ in requests]
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for place, request in enumerate(requests):
+            if request.retrieval == "given":
+                rows = self._rows(request.database, list(request.ids), None)
+                found[place] = [*rows, *map(_read_pair, request.pairs)]
+            elif request.num_neighbors and request.text.strip() and request.database is not None:
+                part = tuple(sorted(request.database.where.items()))
+                groups[(*request.database.key, part, request.retrieval, request.num_neighbors)].append(place)
+        for places in groups.values():
+            first = requests[places[0]]
+            assert first.database is not None
+            hits = self._search(first, [requests[place].text for place in places])
+            for number, place in enumerate(places):
+                there = hits.ids[number] != PAD_ID
+                ids, scores = hits.ids[number][there].tolist(), hits.scores[number][there].tolist()
+                found[place] = self._rows(first.database, ids, scores)
+        return found
+
+    def _search(self, request: CascadeRequest, texts: list[str]) -> Hits:
+        assert request.database is not None
+        database, k, where = self.database(request.database), request.num_neighbors, request.database.filter
+        if request.retrieval == "bm25":
+            return database.search_bm25(texts, k, where)
+        return database.search_embeddings(database.encoder.encode_texts(texts), k, where)
+
+    def _rows(self, ref: DatabaseRef | None, ids: list[int], scores: list[float] | None) -> list[_Pair]:
+        if not ids or ref is None:
+            return []
+        database = self.database(ref)
+        columns = ["key", "caption", "licence", "image", *database.manifest.fields]
+        pairs = []
+        for place, row in enumerate(database.rows(ids, columns)):
+            if row.image is None:
+                raise SourceError(f"row '{row.key}' of '{database.name}' has no image: Re-Imagen needs pairs")
+            score = None if scores is None else round(scores[place], 6)
+            record = NeighborRecord(row.id, score, row.key, row.caption, row.licence, dict(row.fields))
+            pairs.append(_Pair(decode_image(row.image, DecodeConfig()), row.caption, record))
+        return pairs
+
+    def _texts(self, requests: Sequence[CascadeRequest], pairs: list[list[_Pair]]) -> tuple[Text, list[Text]]:
+        """States of the prompts, and of the captions of each picture's neighbours; every text is encoded once."""
+        every = dict.fromkeys([*(request.text for request in requests), *(p.caption for own in pairs for p in own)])
+        states = self._encoder.encode(list(every))
+        place = {text: number for number, text in enumerate(every)}
+        tokens, mask = torch.from_numpy(states.tokens).float(), torch.from_numpy(states.mask)
+
+        def of(texts: Sequence[str]) -> Text:
+            rows = torch.tensor([place[text] for text in texts], dtype=torch.long)
+            return Text(tokens[rows], mask[rows])
+
+        return of([request.text for request in requests]), [of([pair.caption for pair in own]) for own in pairs]
+
+    def _record(self, request: CascadeRequest, pairs: list[_Pair]) -> Record:
+        database = self.database(request.database) if request.database is not None else None
+        stages = {
+            str(stage.config.size): request.stage(number).model_dump(mode="json")
+            for number, stage in enumerate(self.cascade.stages)
+        }
+        return Record(
+            model=self.name,
+            text=request.text,
+            database=database.name if database else None,
+            version=database.version if database else None,
+            where=request.database.where if request.database else {},
+            strategy={"name": request.retrieval, "num_neighbors": len(pairs)},
+            guidance_scale=request.stage(0).guidance.text_weight,
+            sampler=stages,
+            seed=request.seed,
+            neighbors=tuple(pair.record for pair in pairs),
+        )
+
+
+def _neighbors(pairs: list[list[_Pair]], about: list[Text], edge: int) -> Neighbors:
+    """Pictures and captions side by side: padded to the largest K, the padding masked."""
+    most = max(1, *(len(own) for own in pairs)) if len(pairs) > 1 else max(1, len(pairs[0]))
+    length, dim = about[0].tokens.shape[-2:]
+    pixels_BKCHW = torch.zeros(len(pairs), most, 3, edge, edge)
+    tokens = torch.zeros(len(pairs), most, length, dim)
+    text_mask = torch.zeros(len(pairs), most, length, dtype=torch.bool)
+    mask_BK = torch.zeros(len(pairs), most, dtype=torch.bool)
+    for place, (own, text) in enumerate(zip(pairs, about, strict=True)):
+        count = len(own)
+        for number, pair in enumerate(own):
+            square = torch.from_numpy(np.array(to_square(pair.image, edge))).permute(2, 0, 1)
+            pixels_BKCHW[place, number] = square.float() / 127.5 - 1
+        tokens[place, :count], text_mask[place, :count], mask_BK[place, :count] = text.tokens, text.mask, True
+    return Neighbors(pixels_BKCHW, Text(tokens, text_mask), mask_BK)
+
+
+def _read_pair(pair: PairConfig) -> _Pair:
+    try:
+        image = decode_image(Path(pair.image).read_bytes(), DecodeConfig())
+    except OSError as error:
+        raise SourceError(f"cannot read image {pair.image}: {error.strerror}") from None
+    return _Pair(image, pair.caption, NeighborRecord(None, None, Path(pair.image).name, pair.caption))

@@ -1,0 +1,169 @@
+"""Stages of Re-Imagen on neighbours by BM25: live and precomputed, spread over workers, and painted with afterwards."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from remembrandt.configuration import parse_config
+from remembrandt.databases.database import Database
+from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
+from remembrandt.errors import ConfigError, RemembrandtError, SourceError
+from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest
+from remembrandt.training.reimagen import TrainReimagenConfig, train_reimagen
+from tests.support.models import TINY_BASE, TINY_SUPER
+from tests.support.ray_cluster import RayCluster
+from tests.training.workers import Runs, train_all
+
+pytestmark = pytest.mark.ray
+
+EXCLUDE = {"same_key": True, "duplicates": True, "same_group": False}
+
+
+@pytest.fixture
+def values(emoji_like_database: str, tiny_clip: Path, tmp_path: Path) -> dict[str, Any]:
+    """Two stages, 12 steps of 8; `stage` says which."""
+    rows = {"uri": emoji_like_database}
+    loop = {
+        "steps": 12, "batch_size": 8, "precision": "fp32", "threads": 1, "ema": 0.9, "log_every": 4,
+        "checkpoint_every": 6, "samples": 4, "sample_every": 12,
+        "optimizer": {"kind": "adam", "learning_rate": 2e-3, "warmup": 2, "weight_decay": 0.0},
+    }  # fmt: skip
+    width = {"text_dim": 32}
+    return {
+        "name": "tiny",
+        "storage": str(tmp_path / "runs"),
+        "output": str(tmp_path / "model"),
+        "train_set": rows,
+        "neighbors": {
+            "database": rows, "similarity": "bm25", "num_neighbors": 2, "exclude": EXCLUDE, "pool": {"num_cpus": 0.1},
+        },
+        "text": {"kind": "clip", "encoder": {"model": str(tiny_clip), "precision": "fp32"}},
+        "cache": str(tmp_path / "cache"),
+        "stages": {
+            8: {"model": {**TINY_BASE.model_dump(mode="json"), **width}, "loop": loop},
+            16: {"model": {**TINY_SUPER.model_dump(mode="json"), **width}, "loop": loop},
+        },
+        "stage": 8,
+    }  # fmt: skip
+
+
+def variant(values: dict[str, Any], name: str, stage: int = 8, **loop: Any) -> dict[str, Any]:
+    """The same run under another name, with other settings of the loop."""
+    stages = {size: {**run, "loop": {**run["loop"], **loop}} for size, run in values["stages"].items()}
+    return {**values, "name": name, "output": f"{values['output']}-{name}", "stages": stages, "stage": stage}
+
+
+@pytest.fixture
+def precomputed(values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster) -> dict[str, Any]:
+    """The run with neighbours from disk."""
+    rows = values["train_set"]
+    search = {"num_neighbors": 2, "similarities": ["bm25"], "exclude": EXCLUDE}
+    found = {
+        "database": rows["uri"], "train_set": {"kind": "database", **rows}, "out": str(tmp_path / "neighbors"),
+        "search": search, "workers": {"searchers": 1},
+    }  # fmt: skip
+    precompute_neighbors(parse_config(PrecomputeConfig, found, "test"))
+    changed = {"mode": "precomputed", "precomputed": found["out"], "pool": {}}
+    return {**values, "neighbors": {**values["neighbors"], **changed}}
+
+
+@pytest.fixture
+def opened() -> Iterator[list[CascadeGenerator]]:
+    generators: list[CascadeGenerator] = []
+    yield generators
+    for generator in generators:
+        generator.close()
+
+
+@pytest.mark.timeout(600)
+def test_losses_do_not_depend_on_where_neighbours_come_from_or_on_workers_and_the_cascade_paints(
+    values: dict[str, Any], precomputed: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster,
+    monkeypatch: pytest.MonkeyPatch, opened: list[CascadeGenerator],
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
+    decoded = {**variant(values, "decoded"), "cache_pixels": False, "cache_text": False}
+    runs: Runs = [variant(precomputed, "disk"), variant(values, "live"), decoded, {**values, "stage": 16}, values]
+    disk, live, uncached, larger, _ = train_all(runs, 1)
+    assert len(disk) == 12 and disk == live
+    np.testing.assert_allclose(uncached, live, rtol=1e-3)  # tokens in float16, pictures decoded anew
+    assert min(larger[-4:]) < min(larger[:4]) and min(live[-4:]) < min(live[:4]), "both stages learn"
+    (spread,) = train_all([variant(precomputed, "zero-3", zero_stage=3, workers=2)], 2)
+    np.testing.assert_allclose(spread, disk, rtol=5e-4)
+    assert (tmp_path / "runs" / "tiny-8" / "samples" / "step-000000012.png").is_file()
+    check_pictures(values, tmp_path, opened)
+
+
+def check_pictures(values: dict[str, Any], tmp_path: Path, opened: list[CascadeGenerator]) -> None:
+    """Three sources of neighbours, mixed guidance, in one batch and alone."""
+    generator = CascadeGenerator.load(values["output"])
+    opened.append(generator)
+    ref = {"uri": values["train_set"]["uri"]}
+    with Database.open(ref["uri"]) as database:
+        image = database.images([7])[0]
+    assert image is not None
+    image.save(tmp_path / "given.png")
+    steps = {"num_inference_steps": 6, "eta": 0.0}
+    draws = [
+        {"guidance": {"kind": kind, "text_weight": 1.5, "neighbor_weight": 1.5}, "sampler": steps}
+        for kind in ("interleaved", "weighted", "joint", "plain")
+    ]
+    asked: list[dict[str, Any]] = [
+        {"text": "a red star", "database": ref},
+        {"text": "a red star", "database": ref, "retrieval": "clip", "num_neighbors": 3},
+        {"text": "a red star", "database": ref, "retrieval": "given", "ids": [5],
+         "pairs": [{"image": str(tmp_path / "given.png"), "caption": "a thing"}]},
+        {"text": "a red star", "num_neighbors": 0},
+        {"database": ref, "retrieval": "given", "ids": [5]},
+    ]  # fmt: skip
+    requests = [
+        CascadeRequest.model_validate({**request, "stages": [draws[n % 4], draws[(n + 1) % 4]], "seed": 4})
+        for n, request in enumerate(asked)
+    ]
+    pictures = generator.generate(requests)
+    assert [len(picture.record.neighbors) for picture in pictures] == [2, 3, 2, 0, 1]
+    assert all("star" in neighbor.caption for neighbor in pictures[0].record.neighbors)
+    assert pictures[2].record.neighbors[0].id == 5 and pictures[2].record.neighbors[1].id is None
+    arrays = [np.asarray(picture.image, dtype=int) for picture in pictures]
+    assert all(array.shape == (16, 16, 3) for array in arrays)
+    assert len({array.tobytes() for array in arrays}) == 5, "neighbours and guidance matter"
+    for request, array in zip(requests, arrays, strict=True):
+        (alone,) = generator.generate([request])
+        assert abs(np.asarray(alone.image, dtype=int) - array).max() <= 1
+    missing = {"retrieval": "given", "pairs": [{"image": str(tmp_path / "nothing.png"), "caption": ""}]}
+    with pytest.raises(SourceError, match=r"cannot read image .*nothing\.png"):
+        generator.generate([CascadeRequest.model_validate(missing)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"train_set": {"uri": "/nowhere/drawings"}}, "/nowhere/drawings"),
+        ({"neighbors": {"num_neighbors": 3}}, "set them to the same"),
+        ({"neighbors": {"exclude": {"same_key": False}}}, "would be copied"),
+        ({"neighbors": {"mode": "precomputed", "precomputed": "/nowhere", "pool": {}}}, "no finished neighbours"),
+        ({"text": {"encoder": {"model": "/nowhere"}}}, "/nowhere"),
+        ({"stages": {8: {"model": {**TINY_BASE.model_dump(mode="json"), "text_dim": 99}}}}, "set it to 32"),
+        ({"stages": {9: {"model": TINY_BASE.model_dump(mode="json")}}}, "set it to 9"),
+    ],
+)
+def test_a_mistake_is_one_line_before_anything_is_computed(
+    change: dict[str, Any], message: str, values: dict[str, Any]
+) -> None:
+    del values["stage"]
+    changed = {k: {**values[k], **v} if isinstance(v, dict) else v for k, v in change.items()}
+    with pytest.raises(RemembrandtError) as caught:
+        train_reimagen(parse_config(TrainReimagenConfig, {**values, **changed}, "test"), dry_run=True)
+    assert message in str(caught.value)
+
+
+def test_a_dry_run_says_what_each_stage_would_do(values: dict[str, Any]) -> None:
+    del values["stage"]
+    config = parse_config(TrainReimagenConfig, values, "test")
+    plan = train_reimagen(config, dry_run=True)
+    assert plan["8"]["pairs"] == plan["16"]["pairs"] == 320 and plan["8"]["parameters"] > 1000
+    assert list(train_reimagen(config, "16", dry_run=True)) == ["16", "dry_run"]
+    with pytest.raises(ConfigError, match="--stage 64: the file has 16, 8"):
+        train_reimagen(config, "64", dry_run=True)
