@@ -1,27 +1,37 @@
 """Measures a finished model by a protocol: figures with intervals, and pages that show what was measured.
 
-ray job submit --working-dir . -- python jobs/evaluate.py --config <file> [key=value …]
+ray job submit --working-dir . -- python jobs/evaluate.py --protocol rdm|first-stage --config <file> [key=value …]
 
-A claim that `out` has already is not measured again.
+`rdm` does not measure a claim again that `out` has already.
 """
 
 import argparse
 from typing import Any
 
+from remembrandt.configuration import Config
 from remembrandt.entry import run_job
+from remembrandt.evaluation.first_stage import FirstStageProtocol, FirstStageProtocolConfig
 from remembrandt.evaluation.rdm import RdmProtocol, RdmProtocolConfig
 from remembrandt.progress import say
 
+CONFIGS: dict[str, type[Config]] = {"rdm": RdmProtocolConfig, "first-stage": FirstStageProtocolConfig}
 
-def main(config: RdmProtocolConfig, arguments: argparse.Namespace) -> dict[str, Any]:
+
+def main(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures as configured; the report comes back for `--json`."""
-    protocol = RdmProtocol(config)
+    assert isinstance(config, RdmProtocolConfig | FirstStageProtocolConfig)
+    protocol = RdmProtocol(config) if isinstance(config, RdmProtocolConfig) else FirstStageProtocol(config)
     if arguments.dry_run:
         return {"dry_run": True, "out": config.out}
     report = protocol.run()
-    say(f"{config.out}: report.json and parts/*.html")
+    say(f"{config.out}: report.json, and pages that show what was measured")
     return report
 
 
+def add_protocol(parser: argparse.ArgumentParser) -> None:
+    """`--protocol`."""
+    parser.add_argument("--protocol", default="rdm", choices=sorted(CONFIGS), help="what is measured")
+
+
 if __name__ == "__main__":
-    run_job(RdmProtocolConfig, main, __doc__ or "")
+    run_job(lambda arguments: CONFIGS[arguments.protocol], main, __doc__ or "", add_protocol)

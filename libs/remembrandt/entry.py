@@ -12,7 +12,7 @@ from remembrandt.errors import RemembrandtError
 
 
 def run_job(
-    cls: type[ConfigT],
+    cls: type[ConfigT] | Callable[[argparse.Namespace], type[ConfigT]],
     main: Callable[[ConfigT, argparse.Namespace], dict[str, Any]],
     description: str,
     add_arguments: Callable[[argparse.ArgumentParser], None] | None = None,
@@ -24,6 +24,7 @@ def run_job(
     its exit code.
 
     Args:
+        cls: of the configuration, or what chooses it by the arguments.
         add_arguments: adds what only this job takes.
     """
     parser = argparse.ArgumentParser(description=description)
@@ -39,7 +40,8 @@ def run_job(
         add_arguments(parser)
     arguments = parser.parse_args()
     with one_line_errors():
-        result = main(load_config(cls, arguments.config, arguments.overrides), arguments)
+        chosen = cls if isinstance(cls, type) else cls(arguments)
+        result = main(load_config(chosen, arguments.config, arguments.overrides), arguments)
         if arguments.json:
             print(json.dumps(result))
 
