@@ -94,7 +94,7 @@ class CascadeRequest(Config):
 
 
 @dataclass(frozen=True)
-class _Pair:
+class FoundPair:
     """A neighbour: its picture, its caption, and what is said of it."""
 
     image: Image.Image
@@ -102,69 +102,29 @@ class _Pair:
     record: NeighborRecord
 
 
-class CascadeGenerator:
-    """Draws pictures of one cascade from any databases.
+class PairFinder:
+    """Finds what pictures are conditioned on: texts and pairs, for any stage.
 
     Args:
-        name: of the model, for records.
-        encoder: the text encoder that every stage was trained with.
+        encoder: of texts.
         open_database: how a database is opened; each version once.
     """
 
-    def __init__(
-        self, cascade: Cascade, name: str, encoder: TextEncoder, open_database: OpenDatabase | None = None
-    ) -> None:
-        self.cascade, self.name, self._encoder = cascade, name, encoder
+    def __init__(self, encoder: TextEncoder, open_database: OpenDatabase | None = None) -> None:
+        self.encoder = encoder
         self._open = open_database or (lambda ref: Database.open(ref.uri, version=ref.version))
         self._databases: dict[tuple[str, str | None], Database] = {}
-        for stage in cascade.stages:
-            wanted = stage.facts.get("text_fingerprint")
-            if wanted is not None and wanted != encoder.fingerprint:
-                raise EncoderMismatchError(
-                    f"stage {stage.config.size} of '{name}' was trained with text encoder {wanted}, not with "
-                    f"{encoder.fingerprint}: use the one that its {stage.facts.get('text')} names"
-                )
 
-    @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
-        """Opens the stages `<folder>/64`, `<folder>/256`, … that training wrote, or a cascade that ships, by name.
-
-        Raises:
-            ConfigError: no stages there, or stages that do not follow each other.
-        """
-        root = find_model(folder)
-        sizes = sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
-        if not sizes:
-            raise ConfigError(f"{root} holds no stages (folders named by their size): train them first")
-        cascade = Cascade([StageSampler.load(root / str(size), device, dtype) for size in sizes])
-        text: TextConfig = TypeAdapter(TextConfig).validate_python(cascade.stages[0].facts["text"])
-        return cls(cascade, Path(folder).name, open_text_encoder(text))
-
-    def generate(self, requests: Sequence[CascadeRequest], on_stage: OnStage | None = None) -> list[Picture]:
-        """All pictures, in the order asked. Databases, retrieval, guidance and steps may differ within one call.
+    def find(self, requests: Sequence[CascadeRequest]) -> "Found":
+        """Texts and pairs of all pictures.
 
         Raises:
             SearchError: an impossible query.
             SourceError: a picture that is given cannot be read.
         """
-        if not requests:
-            return []
         pairs = self._pairs(requests)
         text, about = self._texts(requests, pairs)
-
-        def batch_of(number: int, low_res_BCHW: torch.Tensor | None) -> StageBatch:
-            if on_stage is not None and low_res_BCHW is not None:
-                on_stage(number, len(self.cascade.stages), low_res_BCHW)
-            edge = self.cascade.stages[number].config.neighbor_edge
-            settings = tuple(request.stage(number).settings for request in requests)
-            seeds = tuple(request.seed for request in requests)
-            return StageBatch(text, _neighbors(pairs, about, edge), seeds, settings, low_res_BCHW)
-
-        images = to_images(self.cascade.sample(batch_of)[-1])
-        return [
-            Picture(image, self._record(request, own))
-            for image, request, own in zip(images, requests, pairs, strict=True)
-        ]
+        return Found(text, pairs, about)
 
     def database(self, ref: DatabaseRef) -> Database:
         """The opened version of a reference."""
@@ -178,9 +138,9 @@ class CascadeGenerator:
             database.close()
         self._databases.clear()
 
-    def _pairs(self, requests: Sequence[CascadeRequest]) -> list[list[_Pair]]:
+    def _pairs(self, requests: Sequence[CascadeRequest]) -> list[list[FoundPair]]:
         """The neighbours of each picture: one search for all pictures of equal database and retrieval."""
-        found: list[list[_Pair]] = [[] for _ in requests]
+        found: list[list[FoundPair]] = [[] for _ in requests]
         groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
             if request.retrieval == "given":
@@ -206,7 +166,7 @@ class CascadeGenerator:
             return database.search_bm25(texts, k, where)
         return database.search_embeddings(database.encoder.encode_texts(texts), k, where)
 
-    def _rows(self, ref: DatabaseRef | None, ids: list[int], scores: list[float] | None) -> list[_Pair]:
+    def _rows(self, ref: DatabaseRef | None, ids: list[int], scores: list[float] | None) -> list[FoundPair]:
         if not ids or ref is None:
             return []
         database = self.database(ref)
@@ -217,13 +177,13 @@ class CascadeGenerator:
                 raise SourceError(f"row '{row.key}' of '{database.name}' has no image: Re-Imagen needs pairs")
             score = None if scores is None else round(scores[place], 6)
             record = NeighborRecord(row.id, score, row.key, row.caption, row.licence, dict(row.fields))
-            pairs.append(_Pair(decode_image(row.image, DecodeConfig()), row.caption, record))
+            pairs.append(FoundPair(decode_image(row.image, DecodeConfig()), row.caption, record))
         return pairs
 
-    def _texts(self, requests: Sequence[CascadeRequest], pairs: list[list[_Pair]]) -> tuple[Text, list[Text]]:
+    def _texts(self, requests: Sequence[CascadeRequest], pairs: list[list[FoundPair]]) -> tuple[Text, list[Text]]:
         """States of the prompts, and of the captions of each picture's neighbours; every text is encoded once."""
         every = dict.fromkeys([*(request.text for request in requests), *(p.caption for own in pairs for p in own)])
-        states = self._encoder.encode(list(every))
+        states = self.encoder.encode(list(every))
         place = {text: number for number, text in enumerate(every)}
         tokens, mask = torch.from_numpy(states.tokens).float(), torch.from_numpy(states.mask)
 
@@ -233,27 +193,129 @@ class CascadeGenerator:
 
         return of([request.text for request in requests]), [of([pair.caption for pair in own]) for own in pairs]
 
-    def _record(self, request: CascadeRequest, pairs: list[_Pair]) -> Record:
-        database = self.database(request.database) if request.database is not None else None
-        stages = {
-            str(stage.config.size): request.stage(number).model_dump(mode="json")
-            for number, stage in enumerate(self.cascade.stages)
-        }
-        return Record(
-            model=self.name,
-            text=request.text,
-            database=database.name if database else None,
-            version=database.version if database else None,
-            where=request.database.where if request.database else {},
-            strategy={"name": request.retrieval, "num_neighbors": len(pairs)},
-            guidance_scale=request.stage(0).guidance.text_weight,
-            sampler=stages,
-            seed=request.seed,
-            neighbors=tuple(pair.record for pair in pairs),
+
+@dataclass(frozen=True)
+class Found:
+    """What pictures are conditioned on.
+
+    Attributes:
+        text: states of the prompts.
+        pairs: neighbours of each picture; `about`, states of their captions.
+    """
+
+    text: Text
+    pairs: list[list[FoundPair]]
+    about: list[Text]
+
+    def batch(
+        self, requests: Sequence[CascadeRequest], number: int, edge: int, low_res_BCHW: torch.Tensor | None
+    ) -> StageBatch:
+        """What stage `number` needs, its neighbours' pictures of edge `edge`."""
+        settings = tuple(request.stage(number).settings for request in requests)
+        seeds = tuple(request.seed for request in requests)
+        return StageBatch(self.text, _neighbors(self.pairs, self.about, edge), seeds, settings, low_res_BCHW)
+
+
+class CascadeGenerator:
+    """Draws pictures of one cascade from any databases.
+
+    Args:
+        name: of the model, for records.
+        finder: with the text encoder that every stage was trained with.
+    """
+
+    def __init__(self, cascade: Cascade, name: str, finder: PairFinder) -> None:
+        self.cascade, self.name, self.finder = cascade, name, finder
+        for stage in cascade.stages:
+            check_text(stage, name, finder.encoder)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+        """Opens the stages `<folder>/64`, `<folder>/256`, … that training wrote, or a cascade that ships, by name.
+
+        Raises:
+            ConfigError: no stages there, or stages that do not follow each other.
+        """
+        stages = [StageSampler.load(path, device, dtype) for path in stage_folders(folder)]
+        return cls(Cascade(stages), Path(folder).name, PairFinder(text_encoder_of(stages[0])))
+
+    def generate(self, requests: Sequence[CascadeRequest], on_stage: OnStage | None = None) -> list[Picture]:
+        """All pictures, in the order asked. Databases, retrieval, guidance and steps may differ within one call.
+
+        Raises:
+            SearchError: an impossible query.
+            SourceError: a picture that is given cannot be read.
+        """
+        if not requests:
+            return []
+        found = self.finder.find(requests)
+
+        def batch_of(number: int, low_res_BCHW: torch.Tensor | None) -> StageBatch:
+            if on_stage is not None and low_res_BCHW is not None:
+                on_stage(number, len(self.cascade.stages), low_res_BCHW)
+            return found.batch(requests, number, self.cascade.stages[number].config.neighbor_edge, low_res_BCHW)
+
+        images = to_images(self.cascade.sample(batch_of)[-1])
+        sizes = [stage.config.size for stage in self.cascade.stages]
+        return [
+            Picture(image, record_of(self.name, sizes, request, own, self.finder))
+            for image, request, own in zip(images, requests, found.pairs, strict=True)
+        ]
+
+    def close(self) -> None:
+        """Gives back every database."""
+        self.finder.close()
+
+
+def stage_folders(folder: str | Path) -> list[Path]:
+    """The folders of a cascade's stages, the smallest first.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    root = find_model(folder)
+    sizes = sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
+    if not sizes:
+        raise ConfigError(f"{root} holds no stages (folders named by their size): train them first")
+    return [root / str(size) for size in sizes]
+
+
+def text_encoder_of(stage: StageSampler) -> TextEncoder:
+    """The text encoder that a stage was trained with."""
+    text: TextConfig = TypeAdapter(TextConfig).validate_python(stage.facts["text"])
+    return open_text_encoder(text)
+
+
+def check_text(stage: StageSampler, name: str, encoder: TextEncoder) -> None:
+    """Raises EncoderMismatchError unless a stage was trained with this text encoder."""
+    wanted = stage.facts.get("text_fingerprint")
+    if wanted is not None and wanted != encoder.fingerprint:
+        raise EncoderMismatchError(
+            f"stage {stage.config.size} of '{name}' was trained with text encoder {wanted}, not with "
+            f"{encoder.fingerprint}: use the one that its {stage.facts.get('text')} names"
         )
 
 
-def _neighbors(pairs: list[list[_Pair]], about: list[Text], edge: int) -> Neighbors:
+def record_of(
+    name: str, sizes: Sequence[int], request: CascadeRequest, pairs: Sequence[FoundPair], finder: PairFinder
+) -> Record:
+    """What made a picture; `sizes` are those of the stages."""
+    database = finder.database(request.database) if request.database is not None else None
+    return Record(
+        model=name,
+        text=request.text,
+        database=database.name if database else None,
+        version=database.version if database else None,
+        where=request.database.where if request.database else {},
+        strategy={"name": request.retrieval, "num_neighbors": len(pairs)},
+        guidance_scale=request.stage(0).guidance.text_weight,
+        sampler={str(size): request.stage(number).model_dump(mode="json") for number, size in enumerate(sizes)},
+        seed=request.seed,
+        neighbors=tuple(pair.record for pair in pairs),
+    )
+
+
+def _neighbors(pairs: list[list[FoundPair]], about: list[Text], edge: int) -> Neighbors:
     """Pictures and captions side by side: padded to the largest K, the padding masked."""
     most = max(1, *(len(own) for own in pairs)) if len(pairs) > 1 else max(1, len(pairs[0]))
     length, dim = about[0].tokens.shape[-2:]
@@ -270,9 +332,9 @@ def _neighbors(pairs: list[list[_Pair]], about: list[Text], edge: int) -> Neighb
     return Neighbors(pixels_BKCHW, Text(tokens, text_mask), mask_BK)
 
 
-def _read_pair(pair: PairConfig) -> _Pair:
+def _read_pair(pair: PairConfig) -> FoundPair:
     try:
         image = decode_image(Path(pair.image).read_bytes(), DecodeConfig())
     except OSError as error:
         raise SourceError(f"cannot read image {pair.image}: {error.strerror}") from None
-    return _Pair(image, pair.caption, NeighborRecord(None, None, Path(pair.image).name, pair.caption))
+    return FoundPair(image, pair.caption, NeighborRecord(None, None, Path(pair.image).name, pair.caption))

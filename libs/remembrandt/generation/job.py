@@ -1,5 +1,7 @@
 """Many pictures on a Ray cluster: numbered blocks, each drawn by an actor, written and committed; a killed job goes on.
 
+The stages of a cascade have actors of their own: while one block is in the second stage, the next is in the first.
+
 ```
 <out>/pictures/000012.png      picture number 12, its record inside
 <out>/records.parquet          one row a picture, in order, written when all are there
@@ -11,8 +13,9 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, Self, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -24,12 +27,24 @@ from remembrandt.databases.manifest import digest
 from remembrandt.diffusion.samplers import SamplerConfig, make_solver
 from remembrandt.distributed import connect, num_cpus, num_gpus, plain_error
 from remembrandt.errors import ConfigError
-from remembrandt.generation.generator import Generator
+from remembrandt.generation.cascade import (
+    CascadeRequest,
+    PairFinder,
+    StageDraw,
+    check_text,
+    record_of,
+    stage_folders,
+    text_encoder_of,
+)
+from remembrandt.generation.generator import Generator, Picture
+from remembrandt.generation.grid import to_images
 from remembrandt.generation.records import Record, encode_png
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
 from remembrandt.models.folders import find_model, read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.sampling import RdmSampler
+from remembrandt.models.reimagen.config import StageConfig
+from remembrandt.models.reimagen.sampling import KIND, StageSampler
 from remembrandt.progress import Progress
 from remembrandt.retrieval import StrategyConfig
 from remembrandt.retrieval.registry import NeighborsStrategy
@@ -38,38 +53,30 @@ from remembrandt.storage.ledger import FileRecord, Ledger, Marker
 
 RECORDS = "records.parquet"
 _PLAIN = ("picture", "model", "text", "database", "version", "guidance_scale", "seed")
+Request = PictureRequest | CascadeRequest
 _PICTURES, _WORK = "pictures", ".sampling"
 
 
-class SampleConfig(Config):
-    """One run of `jobs/sample.py`.
+class SampleJob(Config):
+    """What every sampling job is told. Subclasses say how a model paints.
 
     Attributes:
-        model: folder of a finished model.
+        model: folder of a finished model, or the name of a shipped one.
         out: path or URI for pictures and records.
-        database, strategy, guidance_scale, sampler: of every picture that `requests` does not list.
-        texts: prompts, or class names for `class_pool`; `prompts` names a file with one a line instead.
-        images: query images for the strategy `image`.
-        count: pictures for each text or image; in all, for strategies that start from nothing.
+        texts: prompts; `prompts` names a file with one a line instead.
+        count: pictures for each text; in all, for what starts from nothing.
         seed: of the first picture; each further one has the next.
-        requests: pictures with settings of their own, drawn after the others.
         block_size: pictures that are drawn together and committed together.
-        samplers: actors; `auto`: one a GPU, else one a two CPUs.
+        samplers: actors of each stage; `auto`: one a GPU, else one a two CPUs.
         precision: of the network.
     """
 
     model: str
     out: str
-    database: DatabaseRef | None = None
-    strategy: StrategyConfig = NeighborsStrategy()
     texts: tuple[str, ...] = ()
     prompts: str | None = None
-    images: tuple[str, ...] = ()
     count: int = Field(1, ge=0)
     seed: int = Field(0, ge=0)
-    guidance_scale: float = Field(2.0, ge=0)
-    sampler: SamplerConfig = SamplerConfig(solver="dpm_solver++", num_inference_steps=25)
-    requests: tuple[PictureRequest, ...] = ()
     block_size: int = Field(16, ge=1)
     samplers: int | Literal["auto"] = "auto"
     threads: int = Field(1, ge=1)
@@ -77,17 +84,81 @@ class SampleConfig(Config):
     compile: bool = False
 
     @model_validator(mode="after")
-    def _one_source(self) -> "SampleConfig":
+    def _one_source(self) -> Self:
         if self.texts and self.prompts is not None:
             raise ValueError("give `texts` or `prompts`, not both")
         return self
 
-    def all_requests(self) -> list[PictureRequest]:
+    @property
+    def num_stages(self) -> int:
+        """Networks that a picture passes through, one after the other, each in actors of its own."""
+        return 1
+
+    def all_requests(self) -> Sequence[Request]:
         """Every picture, in order.
 
         Raises:
             ConfigError: there is none, or the prompt file cannot be read.
         """
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raises ConfigError for what an actor would find only later."""
+        raise NotImplementedError
+
+    def open_painter(self, stage: int) -> "Painter":
+        """Called in an actor: loads one stage."""
+        raise NotImplementedError
+
+    def databases(self) -> list[DatabaseRef]:
+        """Every version that pictures are painted from, once."""
+        found = [request.database for request in self.all_requests()]
+        return list({ref.key: ref for ref in found if ref is not None}.values())
+
+    def all_texts(self) -> list[str]:
+        """The prompts, from the file where one is named.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        if self.prompts is None:
+            return list(self.texts)
+        try:
+            lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(f"cannot read prompts {self.prompts}: {error.strerror}") from None
+        return [line.strip() for line in lines if line.strip()]
+
+
+class Painter(Protocol):
+    """One stage of a model, in an actor."""
+
+    def read(self, values: str) -> Sequence[Request]:
+        """Requests from JSON."""
+
+    def paint(self, requests: Sequence[Any], before_BCHW: torch.Tensor | None) -> "torch.Tensor | list[Picture]":
+        """Finished pictures, if this is the last stage; else what the next one starts from, (B, 3, S, S) in [0, 1]."""
+
+
+class SampleConfig(SampleJob):
+    """One run of `jobs/sample.py` for RDM.
+
+    Attributes:
+        database, strategy, guidance_scale, sampler: of every picture that `requests` does not list.
+        texts: prompts, or class names for `class_pool`.
+        images: query images for the strategy `image`.
+        requests: pictures with settings of their own, drawn after the others.
+    """
+
+    database: DatabaseRef | None = None
+    strategy: StrategyConfig = NeighborsStrategy()
+    images: tuple[str, ...] = ()
+    guidance_scale: float = Field(2.0, ge=0)
+    sampler: SamplerConfig = SamplerConfig(solver="dpm_solver++", num_inference_steps=25)
+    requests: tuple[PictureRequest, ...] = ()
+
+    def all_requests(self) -> list[PictureRequest]:
+        """As `SampleJob` says."""
         asked = [
             PictureRequest(
                 text=text,
@@ -106,10 +177,16 @@ class SampleConfig(Config):
             raise ConfigError(f"strategy '{self.strategy.name}' needs texts, prompts or images")
         return every
 
-    def databases(self) -> list[DatabaseRef]:
-        """Every version that pictures are painted from, once."""
-        found = [self.database, *(request.database for request in self.requests)]
-        return list({ref.key: ref for ref in found if ref is not None}.values())
+    def check(self) -> None:
+        """As `SampleJob` says."""
+        facts = read_facts(find_model(self.model), "rdm")
+        schedule = RdmConfig.model_validate(facts["model"]).schedule.build()
+        for sampler in {request.sampler for request in self.all_requests()}:
+            make_solver(sampler, schedule, [])
+
+    def open_painter(self, stage: int) -> "RdmPainter":
+        """As `SampleJob` says."""
+        return RdmPainter(self)
 
     def _starts(self) -> list[tuple[str, str | None]]:
         query = self.strategy.query
@@ -117,27 +194,126 @@ class SampleConfig(Config):
             return [("", None)]
         if query == "image":
             return [("", image) for image in self.images]
-        if self.prompts is None:
-            return [(text, None) for text in self.texts]
-        try:
-            lines = Path(self.prompts).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"cannot read prompts {self.prompts}: {error.strerror}") from None
-        return [(line.strip(), None) for line in lines if line.strip()]
+        return [(text, None) for text in self.all_texts()]
 
 
-def sample_pictures(config: SampleConfig, *, dry_run: bool = False) -> dict[str, Any]:
+class RdmPainter:
+    """A `Painter` of RDM."""
+
+    def __init__(self, config: SampleConfig) -> None:
+        sampler = RdmSampler.load(config.model, *place(config))
+        if config.compile:
+            sampler.compile()
+        self._generator = Generator(sampler, Path(config.model).name)
+
+    def read(self, values: str) -> list[PictureRequest]:
+        """As the protocol says."""
+        return [PictureRequest.model_validate(value) for value in json.loads(values)]
+
+    def paint(self, requests: Sequence[PictureRequest], before_BCHW: torch.Tensor | None) -> list[Picture]:
+        """As the protocol says."""
+        return self._generator.generate(requests)
+
+
+class SampleCascadeConfig(SampleJob):
+    """One run of `jobs/sample.py --model reimagen`.
+
+    Attributes:
+        database, retrieval, num_neighbors, stages: of every picture that `requests` does not list.
+        requests: pictures with settings of their own, drawn after the others.
+    """
+
+    database: DatabaseRef | None = None
+    retrieval: Literal["bm25", "clip"] = "bm25"
+    num_neighbors: int = Field(2, ge=0)
+    stages: tuple[StageDraw, ...] = Field((StageDraw(),), min_length=1)
+    requests: tuple[CascadeRequest, ...] = ()
+
+    @property
+    def num_stages(self) -> int:
+        """As `SampleJob` says."""
+        return len(stage_folders(self.model))
+
+    def all_requests(self) -> list[CascadeRequest]:
+        """As `SampleJob` says."""
+        if self.texts and self.database is None and self.num_neighbors:
+            raise ConfigError("name a `database`, or set num_neighbors: 0 to paint without neighbours")
+        texts = [text for text in self.all_texts() for _ in range(self.count)]
+        asked = [
+            CascadeRequest(
+                text=text,
+                database=self.database,
+                retrieval=self.retrieval,
+                num_neighbors=self.num_neighbors,
+                stages=self.stages,
+                seed=self.seed + number,
+            )
+            for number, text in enumerate(texts)
+        ]
+        if not (every := [*asked, *self.requests]):
+            raise ConfigError("there is nothing to paint: give texts, prompts or requests")
+        return every
+
+    def check(self) -> None:
+        """As `SampleJob` says."""
+        for number, folder in enumerate(stage_folders(self.model)):
+            schedule = StageConfig.model_validate(read_facts(folder, KIND)["model"]).schedule
+            for sampler in {request.stage(number).sampler for request in self.all_requests()}:
+                make_solver(sampler, schedule, [])
+
+    def open_painter(self, stage: int) -> "StagePainter":
+        """As `SampleJob` says."""
+        return StagePainter(self, stage)
+
+
+class StagePainter:
+    """A `Painter` of one stage of a cascade."""
+
+    def __init__(self, config: SampleCascadeConfig, number: int) -> None:
+        folders = stage_folders(config.model)
+        self._sizes, self._number = [int(folder.name) for folder in folders], number
+        self._name = Path(config.model).name
+        self._stage = StageSampler.load(folders[number], *place(config))
+        if config.compile:
+            self._stage.compile()
+        self._finder = PairFinder(text_encoder_of(self._stage))
+        check_text(self._stage, self._name, self._finder.encoder)
+
+    def read(self, values: str) -> list[CascadeRequest]:
+        """As the protocol says."""
+        return [CascadeRequest.model_validate(value) for value in json.loads(values)]
+
+    def paint(
+        self, requests: Sequence[CascadeRequest], before_BCHW: torch.Tensor | None
+    ) -> torch.Tensor | list[Picture]:
+        """As the protocol says. What a picture is conditioned on is found anew by each stage: the same each time."""
+        found = self._finder.find(requests)
+        batch = found.batch(requests, self._number, self._stage.config.neighbor_edge, before_BCHW)
+        pixels_BCHW = self._stage.sample(batch)
+        if self._number + 1 < len(self._sizes):
+            return pixels_BCHW
+        return [
+            Picture(image, record_of(self._name, self._sizes, request, pairs, self._finder))
+            for image, request, pairs in zip(to_images(pixels_BCHW), requests, found.pairs, strict=True)
+        ]
+
+
+def place(config: SampleJob) -> tuple[str, torch.dtype]:
+    """Where an actor's network goes."""
+    torch.set_num_threads(config.threads)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return "cuda" if torch.cuda.is_available() else "cpu", dtype
+
+
+def sample_pictures(config: SampleJob, *, dry_run: bool = False) -> dict[str, Any]:
     """Draws what is not drawn yet, and writes the records; returns a report.
 
     Raises:
         ConfigError: no such model, nothing to draw, more steps than it has, or `out` holds pictures of other requests.
         RemembrandtError: what a worker raised for the user.
     """
-    facts = read_facts(find_model(config.model), "rdm")
+    config.check()
     requests, out = config.all_requests(), open_store(config.out)
-    schedule = RdmConfig.model_validate(facts["model"]).schedule.build()
-    for sampler in {request.sampler for request in requests}:
-        make_solver(sampler, schedule, [])
     out.check_writable()
     _claim(out, config)
     blocks = [range(i, min(i + config.block_size, len(requests))) for i in range(0, len(requests), config.block_size)]
@@ -154,7 +330,7 @@ def sample_pictures(config: SampleConfig, *, dry_run: bool = False) -> dict[str,
     return report
 
 
-def _claim(out: Store, config: SampleConfig) -> None:
+def _claim(out: Store, config: SampleJob) -> None:
     """The folder belongs to these requests: others would be mixed up with them."""
     own = digest(config.model_dump_json(exclude={"samplers", "threads", "block_size"}).encode())
     name = f"{_WORK}/requests-{config.block_size}.sha256"
@@ -168,26 +344,28 @@ def _claim(out: Store, config: SampleConfig) -> None:
 
 
 def _draw(
-    config: SampleConfig, requests: Sequence[PictureRequest], blocks: Sequence[range], missing: Sequence[int], done: int
+    config: SampleJob, requests: Sequence[Request], blocks: Sequence[range], missing: Sequence[int], done: int
 ) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    gpus = num_gpus()
-    size = (gpus or max(1, num_cpus() // 2)) if config.samplers == "auto" else config.samplers
+    gpus, stages = num_gpus(), config.num_stages
+    size = max(1, (gpus or num_cpus() // 2) // stages) if config.samplers == "auto" else config.samplers
     items = [
         {"number": number, "requests": json.dumps([requests[i].model_dump(mode="json") for i in blocks[number]])}
         for number in missing
     ]
     firsts = {number: blocks[number].start for number in missing}
-    drawn = ray.data.from_items(items, override_num_blocks=len(items)).map(
-        cast(Any, DrawBlock),  # Ray's annotations know functions only
-        fn_constructor_args=(config, firsts),
-        compute=ray.data.ActorPoolStrategy(size=min(size, len(items)), max_tasks_in_flight_per_actor=2),
-        num_cpus=0.5,
-        num_gpus=1 if gpus else 0,
-    )
+    drawn = ray.data.from_items(items, override_num_blocks=len(items))
+    for stage in range(stages):
+        drawn = drawn.map(
+            cast(Any, DrawBlock),  # Ray's annotations know functions only
+            fn_constructor_args=(config, stage, firsts),
+            compute=ray.data.ActorPoolStrategy(size=min(size, len(items)), max_tasks_in_flight_per_actor=2),
+            num_cpus=0.5 / stages,
+            num_gpus=1 if gpus else 0,
+        )
     with Progress("sample", len(requests), "pictures", done=done) as progress:
         try:
             for result in drawn.iter_rows():
@@ -197,26 +375,28 @@ def _draw(
 
 
 class DrawBlock:
-    """Actor: draws a block, writes its pictures, then commits; yields {number, pictures}."""
+    """Actor of one stage: draws a block; the last stage writes its pictures, then commits.
 
-    def __init__(self, config: SampleConfig, firsts: dict[int, int]) -> None:
+    {number, requests, pixels of the stage before} → the same with its own pixels, or {number, pictures}.
+    """
+
+    def __init__(self, config: SampleJob, stage: int, firsts: dict[int, int]) -> None:
         self._out, self._firsts = open_store(config.out), firsts
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        torch.set_num_threads(config.threads)
-        dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-        sampler = RdmSampler.load(config.model, device, dtype)
-        if config.compile:
-            sampler.compile()
-        self._generator = Generator(sampler, Path(config.model).name)
+        self._painter = config.open_painter(stage)
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         number = int(item["number"])
-        requests = [PictureRequest.model_validate(values) for values in json.loads(item["requests"])]
+        before = torch.from_numpy(np.load(io.BytesIO(item["pixels"]))) if "pixels" in item else None
+        painted = self._painter.paint(self._painter.read(item["requests"]), before)
+        if isinstance(painted, torch.Tensor):
+            data = io.BytesIO()
+            np.save(data, painted.cpu().numpy())
+            return {**item, "pixels": data.getvalue()}
         files, records = [], []
-        for place, picture in enumerate(self._generator.generate(requests), start=self._firsts[number]):
-            path, data = f"{_PICTURES}/{place:06d}.png", encode_png(picture.image, picture.record)
-            self._out.write(path, data)
-            files.append(FileRecord(path, len(data), digest(data)))
+        for place_of, picture in enumerate(painted, start=self._firsts[number]):
+            path, encoded = f"{_PICTURES}/{place_of:06d}.png", encode_png(picture.image, picture.record)
+            self._out.write(path, encoded)
+            files.append(FileRecord(path, len(encoded), digest(encoded)))
             records.append({"picture": path, **picture.record.to_json()})
         Ledger(self._out, f"{_WORK}/blocks").commit(Marker(number, tuple(files), {"records": records}))
         return {"number": number, "pictures": len(files)}
