@@ -16,7 +16,7 @@ from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.model import ReImagenUNet
 from remembrandt.models.reimagen.objective import StageLossConfig, StageObjective
 from remembrandt.models.reimagen.sampling import KIND
-from remembrandt.progress import say
+from remembrandt.progress import format_bytes, say
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.storage import open_store
 from remembrandt.training.config import LoopConfig
@@ -30,6 +30,7 @@ from remembrandt.training.feeds.neighbors import (
 )
 from remembrandt.training.feeds.pairs import PairFeed, PairRows
 from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
+from remembrandt.training.memory import GPUS, state_bytes
 from remembrandt.training.run import connect_for_training, train
 
 
@@ -254,11 +255,21 @@ def describe(config: TrainReimagenConfig, size: int, train_set: TrainSet) -> dic
     with torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in ReImagenUNet(stage.model).parameters())
     epochs = stage.loop.steps * stage.loop.batch_size / len(train_set)
+    states = state_bytes(parameters, stage.loop)
+    memory = {str(gpus): states.per_gpu(gpus, stage.loop.zero_stage) for gpus in GPUS}
+    shown = ", ".join(f"{format_bytes(needed)} on {gpus}" for gpus, needed in memory.items())
     say(
         f"stage {size}: would train {parameters / 1e6:.1f} M parameters for {stage.loop.steps:,} steps of "
         f"{stage.loop.batch_size} on {len(train_set):,} pairs ({epochs:.1f} epochs) on {stage.loop.workers} worker(s)"
     )
-    return {"parameters": parameters, "pairs": len(train_set), "steps": stage.loop.steps, "epochs": epochs}
+    say(f"stage {size}: states at ZeRO {stage.loop.zero_stage}, without activations: {shown} GPU(s), each")
+    return {
+        "parameters": parameters,
+        "pairs": len(train_set),
+        "steps": stage.loop.steps,
+        "epochs": epochs,
+        "bytes_per_gpu": memory,
+    }
 
 
 def _sizes(config: TrainReimagenConfig, stage: str) -> list[int]:
