@@ -1,8 +1,8 @@
 """Measures a finished model by a protocol: figures with intervals, and pages that show what was measured.
 
-ray job submit --working-dir . -- python jobs/evaluate.py --protocol rdm|first-stage --config <file> [key=value …]
+ray job submit --working-dir . -- python jobs/evaluate.py --protocol NAME --config <file> [key=value …]
 
-`rdm` does not measure a claim again that `out` has already.
+Protocols: rdm, entity-draw (Re-Imagen), first-stage. A claim that `out` has already is not measured again.
 """
 
 import argparse
@@ -10,17 +10,28 @@ from typing import Any
 
 from remembrandt.configuration import Config
 from remembrandt.entry import run_job
+from remembrandt.evaluation.entity_draw import EntityDraw, EntityDrawConfig
 from remembrandt.evaluation.first_stage import FirstStageProtocol, FirstStageProtocolConfig
 from remembrandt.evaluation.rdm import RdmProtocol, RdmProtocolConfig
 from remembrandt.progress import say
 
-CONFIGS: dict[str, type[Config]] = {"rdm": RdmProtocolConfig, "first-stage": FirstStageProtocolConfig}
+CONFIGS: dict[str, type[Config]] = {
+    "rdm": RdmProtocolConfig,
+    "entity-draw": EntityDrawConfig,
+    "first-stage": FirstStageProtocolConfig,
+}
 
 
 def main(config: Config, arguments: argparse.Namespace) -> dict[str, Any]:
     """Measures as configured; the report comes back for `--json`."""
-    assert isinstance(config, RdmProtocolConfig | FirstStageProtocolConfig)
-    protocol = RdmProtocol(config) if isinstance(config, RdmProtocolConfig) else FirstStageProtocol(config)
+    protocol: RdmProtocol | EntityDraw | FirstStageProtocol
+    if isinstance(config, RdmProtocolConfig):
+        protocol = RdmProtocol(config)
+    elif isinstance(config, EntityDrawConfig):
+        protocol = EntityDraw(config)
+    else:
+        assert isinstance(config, FirstStageProtocolConfig)
+        protocol = FirstStageProtocol(config)
     if arguments.dry_run:
         return {"dry_run": True, "out": config.out}
     report = protocol.run()

@@ -4,8 +4,9 @@ Letters in names: N real pictures, M samples, D features.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import SourceError
+from remembrandt.evaluation.claims import measure_claims
 from remembrandt.evaluation.features import MobileNetFeatures
 from remembrandt.evaluation.metrics import bootstrap, cosine, frechet_distance, precision_recall, train_probe
 from remembrandt.evaluation.pictures import images_in, picture_rows
@@ -88,16 +90,13 @@ class RdmProtocol:
             **({"baseline": self.against_baseline} if self.config.baseline else {}),
         }
         report: dict[str, Any] = {"features": MobileNetFeatures.name, "config": self.config.model_dump(mode="json")}
-        for name, measure in claims.items():
-            path = f"parts/{name}.json"
-            if not self.out.exists(path):
-                self.shown = []
-                found = measure()
-                self.out.write(f"parts/{name}.html", self._page(name).encode())
-                self.out.write(path, json.dumps(found, indent=1).encode())
-            report[name] = json.loads(self.out.read(path))
+        report |= measure_claims(self.out, {name: partial(self._shown, name, work) for name, work in claims.items()})
         self.out.write("report.json", (json.dumps(report, indent=1) + "\n").encode())
         return report
+
+    def _shown(self, name: str, work: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+        self.shown = []
+        return work(), self._page(name)
 
     def neighbours(self) -> dict[str, Any]:
         """Pictures from an unseen entity's own drawings against those from another's: similarity to the entity."""
