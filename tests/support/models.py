@@ -4,7 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
+from remembrandt.encoders.text import TextConfig, text_fingerprint
 from remembrandt.models.first_stage.config import FirstStageConfig
 from remembrandt.models.first_stage.model import FirstStage, build_autoencoder, with_scale
 from remembrandt.models.rdm.config import RdmConfig
@@ -12,6 +14,7 @@ from remembrandt.models.rdm.model import build_unet
 from remembrandt.models.rdm.sampling import save_rdm
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.model import ReImagenUNet
+from remembrandt.models.reimagen.sampling import save_stage
 
 TINY_FIRST_STAGE = FirstStageConfig(
     kind="kl", size=16, channels=(16, 16), layers=1, latent_channels=4, middle_attention=False
@@ -37,6 +40,18 @@ def tiny_stage(config: StageConfig, seed: int = 0) -> ReImagenUNet:
             if "attn2" in name or "neighbor_attention.to" in name or "class_embedding" in name:
                 parameter.mul_(4)
     return network
+
+
+def save_tiny_cascade(folder: Path, clip: Path) -> Path:
+    """Two stages, 8 and 16 pixels, that read token states of a CLIP of width 32."""
+    text: TextConfig = TypeAdapter(TextConfig).validate_python(
+        {"kind": "clip", "encoder": {"model": str(clip), "precision": "fp32"}}
+    )
+    facts = {"text": text.model_dump(mode="json"), "text_fingerprint": text_fingerprint(text)}
+    for config in (TINY_BASE, TINY_SUPER):
+        wider = config.model_copy(update={"text_dim": 32})
+        save_stage(folder / str(config.size), tiny_stage(wider), facts)
+    return folder
 
 
 def tiny_first_stage(seed: int = 0) -> FirstStage:

@@ -116,14 +116,14 @@ def _source(image: Image.Image) -> str:
 
 def _questions(name: str) -> str:
     return "".join(
-        f"<fieldset><legend>{text}</legend>{_answer(name, question, 'yes', 1)}{_answer(name, question, 'no', 0)}</fieldset>"
+        f"<fieldset><legend>{text}</legend>{_answer(name, question, 1)}{_answer(name, question, 0)}</fieldset>"
         for question, text in QUESTIONS.items()
     )
 
 
-def _answer(name: str, question: str, label: str, value: int) -> str:
+def _answer(name: str, question: str, value: int) -> str:
     mark = f'data-id="{name}" data-ask="{question}" value="{value}"'
-    return f'<label><input type="radio" name="{name}-{question}" {mark}> {label}</label>'
+    return f'<label><input type="radio" name="{name}-{question}" {mark}> {"yes" if value else "no"}</label>'
 
 
 _PICTURE = '<figure><img alt="picture to rate" src="{source}"><figcaption>{ask}</figcaption></figure>'
