@@ -35,6 +35,7 @@ from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeding import Fed
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
+from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
@@ -181,7 +182,7 @@ def million_rows(uri: str, scratch: Path) -> str:
     return target
 
 
-def timed(job: RdmJob) -> TimedTrainer:
+def timed(job: TrainJob) -> TimedTrainer:
     """Trains once."""
     objective, feed = job.build(torch.device("cpu"))
     trainer = TimedTrainer(job, objective, feed, torch.device("cpu"), 0, lambda folder, step: None)

@@ -1,4 +1,4 @@
-"""The protocol of P2 on a cascade of random weights: every figure, plot and page is there, and nothing is drawn twice."""
+"""The protocol of P2 on a cascade of random weights: every figure, plot and page is there, none drawn twice."""
 
 import io
 import json

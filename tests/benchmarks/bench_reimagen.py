@@ -1,0 +1,153 @@
+"""Re-Imagen: neighbours encoded once a picture against in every pass, and training on live BM25 against precomputed.
+
+    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji] [--steps 30]
+
+The networks are those of the tiny configuration with random weights: speed does not depend on them. A database whose
+BM25 index lies in Elasticsearch is measured in the same way: name it with --database.
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from remembrandt.configuration import parse_config
+from remembrandt.databases.database import Database
+from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
+from remembrandt.diffusion.guidance import TextNeighborGuidance
+from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.distributed import connect
+from remembrandt.models.reimagen.config import StageConfig
+from remembrandt.models.reimagen.model import Neighbors, ReImagenUNet, Text
+from remembrandt.models.reimagen.sampling import StageBatch, StageSampler, StageSettings
+from remembrandt.retrieval import RetrievalPool
+from remembrandt.training.feeds.cache import fill_cache
+from remembrandt.training.feeds.train_set import TrainSet
+from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
+from tests.benchmarks.bench_training import WARM_UP, diffs, timed
+from tests.benchmarks.report import table, write_report
+from tests.support.processes import free_ports
+
+CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_reimagen" / "tiny.yaml"
+BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--database", default=".demo/databases/emoji")
+    parser.add_argument("--steps", type=int, default=30)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    values = yaml.safe_load(CONFIG.read_text())
+    lines = [reuse(StageConfig.model_validate(stage["model"])) for stage in values["stages"].values()]
+    text = (
+        f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, two "
+        f"threads; medians of {ROUNDS} alternating rounds."
+    )
+    sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", live(values, arguments)]
+    path = write_report("reimagen", "Re-Imagen", "make bench", ("torch", "deepspeed", "diffusers", "ray"), sections)
+    print(path.read_text())
+
+
+def reuse(config: StageConfig) -> dict[str, str]:
+    """Seconds of a batch either way, and how far the pictures are apart."""
+    torch.manual_seed(0)
+    sampler = StageSampler(ReImagenUNet(config), {})
+    edge = config.neighbor_edge
+    pairs = Neighbors(
+        torch.rand(BATCH, NEIGHBORS, 3, edge, edge) * 2 - 1,
+        Text(torch.randn(BATCH, NEIGHBORS, TOKENS, config.text_dim), torch.ones(BATCH, NEIGHBORS, TOKENS).bool()),
+        torch.ones(BATCH, NEIGHBORS).bool(),
+    )
+    settings = StageSettings(TextNeighborGuidance(), SamplerConfig(num_inference_steps=STEPS))
+    batch = StageBatch(
+        Text(torch.randn(BATCH, TOKENS, config.text_dim), torch.ones(BATCH, TOKENS).bool()),
+        pairs,
+        tuple(range(BATCH)),
+        (settings,) * BATCH,
+        None if config.low_size is None else torch.rand(BATCH, 3, config.low_size, config.low_size),
+    )
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    pictures: dict[bool, torch.Tensor] = {}
+    for number in range(ROUNDS + 1):
+        for once in (True, False):
+            start = time.perf_counter()
+            pictures[once] = sampler.sample(batch, reuse_neighbors=once)
+            if number:
+                seconds[once].append(time.perf_counter() - start)
+    once, anew = (statistics.median(seconds[way]) for way in (True, False))
+    return {
+        "stage": str(config.size),
+        "once": f"{once:.2f} s",
+        "in every pass": f"{anew:.2f} s",
+        "ratio": f"**{anew / once:.2f}**",
+        "largest difference of a pixel": f"{(pictures[True] - pictures[False]).abs().max():.1e}",
+    }
+
+
+def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
+    """Median steps of the first stage with live and with precomputed neighbours."""
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+        "MASTER_PORT": str(free_ports(1)[0]),
+    }  # fmt: skip
+    connect()
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    size = min(values["stages"])
+    with tempfile.TemporaryDirectory() as scratch:
+        rows = {**values["train_set"], "uri": arguments.database}
+        search = {
+            "num_neighbors": NEIGHBORS,
+            "similarities": ["bm25"],
+            "exclude": values["neighbors"]["exclude"],
+            "where": rows["where"],
+        }
+        found = {
+            "database": arguments.database,
+            "train_set": {"kind": "database", "uri": arguments.database},
+            "out": f"{scratch}/neighbors",
+            "search": search,
+        }
+        precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
+        stage = values["stages"][size]
+        loop = {**stage["loop"], "steps": WARM_UP + arguments.steps, "checkpoint_every": 10**6, "sample_every": 0}
+        asked = {**values["neighbors"], "database": rows}
+        common = {
+            **values,
+            "train_set": rows,
+            "neighbors": asked,
+            "cache": f"{scratch}/cache",
+            "storage": f"{scratch}/runs",
+            "output": f"{scratch}/model",
+            "stages": {size: {**stage, "loop": loop}},
+        }
+        disk = {**asked, "mode": "precomputed", "precomputed": found["out"], "pool": {}}
+        alive = parse_config(TrainReimagenConfig, common, "bench")
+        stored = parse_config(TrainReimagenConfig, {**common, "name": "stored", "neighbors": disk}, "bench")
+        for cache in caches(alive, [size]):
+            fill_cache(cache, TrainSet.open(cache.train_set))
+        times: dict[str, list[float]] = {"precomputed": [], "live": []}
+        with RetrievalPool.start(arguments.database, num_cpus=0.25) as pool:
+            for _ in range(ROUNDS):
+                for name, job in (("precomputed", StageJob(stored, size, None)), ("live", StageJob(alive, size, pool))):
+                    times[name] += diffs(timed(job).starts)
+    with Database.open(arguments.database) as database:
+        bm25 = database.manifest.bm25
+    backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
+    median = {name: statistics.median(own) for name, own in times.items()}
+    return (
+        f"Stage {size}, batch 64, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with precomputed and "
+        f"{median['live'] * 1000:.0f} ms with live neighbours, **{median['live'] / median['precomputed']:.3f}** times as "
+        f"long (medians of {arguments.steps} × {ROUNDS} steps, in turns)."
+    )
+
+
+if __name__ == "__main__":
+    main()
