@@ -48,8 +48,8 @@ def main() -> None:
     values = yaml.safe_load(CONFIG.read_text())
     lines = [reuse(StageConfig.model_validate(stage["model"])) for stage in values["stages"].values()]
     text = (
-        f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, two "
-        f"threads; medians of {ROUNDS} alternating rounds."
+        f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, "
+        f"two threads; medians of {ROUNDS} alternating rounds."
     )
     sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", live(values, arguments)]
     path = write_report("reimagen", "Re-Imagen", "make bench", ("torch", "deepspeed", "diffusers", "ray"), sections)
@@ -142,10 +142,11 @@ def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
     median = {name: statistics.median(own) for name, own in times.items()}
+    ratio = median["live"] / median["precomputed"]
     return (
-        f"Stage {size}, batch 64, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with precomputed and "
-        f"{median['live'] * 1000:.0f} ms with live neighbours, **{median['live'] / median['precomputed']:.3f}** times as "
-        f"long (medians of {arguments.steps} × {ROUNDS} steps, in turns)."
+        f"Stage {size}, batch 64, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with precomputed "
+        f"and {median['live'] * 1000:.0f} ms with live neighbours, **{ratio:.3f}** times as long (medians of "
+        f"{arguments.steps} × {ROUNDS} steps, in turns)."
     )
 
 
