@@ -1,5 +1,7 @@
 """Stages of Re-Imagen on neighbours by BM25: live and precomputed, spread over workers, and painted with afterwards."""
 
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,17 @@ import pytest
 from PIL import Image
 
 from remembrandt.configuration import parse_config
+from remembrandt.databases.build import build_database
+from remembrandt.databases.config import BuildConfig
 from remembrandt.databases.database import Database
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
 from remembrandt.errors import ConfigError, RemembrandtError, SourceError
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest
 from remembrandt.generation.job import SampleCascadeConfig, sample_pictures
 from remembrandt.training.reimagen import TrainReimagenConfig, train_reimagen
+from tests.support.elasticsearch_node import ElasticsearchNode
 from tests.support.models import TINY_BASE, TINY_SUPER
+from tests.support.processes import wait_until
 from tests.support.ray_cluster import RayCluster
 from tests.training.workers import train_all
 
@@ -150,6 +156,37 @@ def check_pictures(values: dict[str, Any], tmp_path: Path, opened: list[CascadeG
     missing = {"retrieval": "given", "pairs": [{"image": str(tmp_path / "nothing.png"), "caption": ""}]}
     with pytest.raises(SourceError, match=r"cannot read image .*nothing\.png"):
         generator.generate([CascadeRequest.model_validate(missing)])
+
+
+@pytest.mark.slow
+@pytest.mark.elasticsearch
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_training_waits_for_an_elasticsearch_that_is_killed_and_comes_back(
+    values: dict[str, Any], build_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster,
+    elasticsearch_node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
+    uri = str(tmp_path / "databases" / "drawings")
+    bm25 = {"backend": "elasticsearch", "url": elasticsearch_node.url}
+    build_database(parse_config(BuildConfig, {**build_values, "uri": uri, "bm25": bm25}, "test"))
+    searched = {**values, "train_set": {"uri": uri}, "neighbors": {**values["neighbors"], "database": {"uri": uri}}}
+    steps = {"steps": 60, "checkpoint_every": 5, "prefetch": 1}
+    (expected,) = train_all([variant(searched, "quiet", **steps)], 1)
+
+    disturbed = variant(searched, "disturbed", **steps)
+    found: list[list[float]] = []
+    training = threading.Thread(target=lambda: found.extend(train_all([disturbed], 1)))
+    training.start()
+    folder = tmp_path / "runs" / "disturbed-8" / "metrics"
+    wait_until(lambda: any(folder.glob("*.jsonl")), "the first steps", 200)
+    elasticsearch_node.kill()
+    seen = len(list(folder.glob("*.jsonl")))
+    time.sleep(8)
+    assert training.is_alive() and len(list(folder.glob("*.jsonl"))) <= seen + 1, "it waits"
+    elasticsearch_node.restart()
+    training.join(300)
+    assert found == [expected] and len(expected) == 60
 
 
 @pytest.mark.parametrize(
