@@ -357,7 +357,7 @@ def _draw(
         for number in missing
     ]
     firsts = {number: blocks[number].start for number in missing}
-    drawn = ray.data.from_items(items, override_num_blocks=len(items))
+    drawn: ray.data.Dataset = ray.data.from_items(items, override_num_blocks=len(items))
     for stage in range(stages):
         drawn = drawn.map(
             cast(Any, DrawBlock),  # Ray's annotations know functions only
