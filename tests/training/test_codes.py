@@ -34,6 +34,7 @@ def values(run_values: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return {**run_values, "codes": str(tmp_path / "phi"), "model": model}
 
 
+@pytest.mark.slow
 def test_a_model_learns_from_codes_and_paints_from_pictures(
     values: dict[str, Any], ray_cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
