@@ -26,8 +26,13 @@ start_ray() {
   trap 'exit 130' INT
   trap 'exit 143' TERM
   cluster/local.sh up
-  eval "$(cluster/local.sh env)"
 }
+# In a shell of its own: what belongs to one cluster must not reach the next.
+submit() (
+  variables=$(cluster/local.sh env)
+  eval "$variables"
+  ray job submit --working-dir . -- python "$@"
+)
 stop_ray() {
   cluster/local.sh down
   trap - EXIT
@@ -44,7 +49,7 @@ else
   step "Starting Ray"
   start_ray
   step "Building the database"
-  ray job submit --working-dir . -- python "${job[@]}"
+  submit "${job[@]}"
   stop_ray
 fi
 
@@ -68,7 +73,7 @@ else
   step "Training the small RDM on line art for a minute, asking for neighbours as it goes"
   rm -rf "$demo/runs/line-art"
   only='{style: [openmoji-black], split: [train]}'
-  ray job submit --working-dir . -- python jobs/train_rdm.py --config jobs/configs/train_rdm/small.yaml name=line-art \
+  submit jobs/train_rdm.py --config jobs/configs/train_rdm/small.yaml name=line-art \
     storage="$demo/runs" output="$model" cache="$demo/cache/latents" first_stage=first-stage-small \
     train_set.uri="$database" "train_set.where=$only" \
     neighbors.database.uri="$database" "neighbors.database.where=$only" neighbors.same=null \
