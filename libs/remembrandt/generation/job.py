@@ -11,6 +11,7 @@ The stages of a cascade have actors of their own: while one block is in the seco
 import io
 import json
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, Self, cast
@@ -57,7 +58,7 @@ Request = PictureRequest | CascadeRequest
 _PICTURES, _WORK = "pictures", ".sampling"
 
 
-class SampleJob(Config):
+class SampleJob(Config, ABC):
     """What every sampling job is told. Subclasses say how a model paints.
 
     Attributes:
@@ -94,21 +95,21 @@ class SampleJob(Config):
         """Networks that a picture passes through, one after the other, each in actors of its own."""
         return 1
 
+    @abstractmethod
     def all_requests(self) -> Sequence[Request]:
         """Every picture, in order.
 
         Raises:
             ConfigError: there is none, or the prompt file cannot be read.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def check(self) -> None:
         """Raises ConfigError for what an actor would find only later."""
-        raise NotImplementedError
 
+    @abstractmethod
     def open_painter(self, stage: int) -> "Painter":
         """Called in an actor: loads one stage."""
-        raise NotImplementedError
 
     def databases(self) -> list[DatabaseRef]:
         """Every version that pictures are painted from, once."""
