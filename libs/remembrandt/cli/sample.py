@@ -95,7 +95,7 @@ def demo_samples(
         ),
         "samples-unconditional": (
             "From nothing: pseudo-queries of the likeliest rows",
-            [_request("", whole, "pseudo_query", seed, top_m=m) for m in (0.01, 0.5) for seed in range(2 * SAMPLES)],
+            [_request("", whole, "pseudo_query", seed, top_m=m) for m in (0.01, 0.5) for seed in range(SAMPLES)],
         ),
         "samples-swap": (
             "The same words and seeds, another database",

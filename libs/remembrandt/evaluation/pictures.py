@@ -18,15 +18,15 @@ _MOST_ROWS = 200
 def picture_rows(
     pictures: Sequence[tuple[Image.Image, Record]], images_of: Callable[[Record], Sequence[Image.Image | None]]
 ) -> list[SheetRow]:
-    """A row for all pictures of equal model, text, strategy and database: the first one's neighbours, then samples."""
-    rows: dict[str, list[tuple[Image.Image, Record]]] = {}
+    """A row for all pictures of equal model, text, strategy, database and neighbours: the neighbours, then samples."""
+    rows: dict[tuple[str, tuple[int | None, ...]], list[tuple[Image.Image, Record]]] = {}
     several = len({record.model for _, record in pictures}) > 1
-    for picture in pictures:
-        title = title_of(picture[1])
-        rows.setdefault(f"{picture[1].model} · {title}" if several else title, []).append(picture)
+    for image, record in pictures:
+        title = f"{record.model} · {title_of(record)}" if several else title_of(record)
+        rows.setdefault((title, tuple(n.id for n in record.neighbors)), []).append((image, record))
     return [
         SheetRow(title, None, [*_neighbor_cells(found[0][1], images_of(found[0][1])), *map(_sample_cell, found)])
-        for title, found in rows.items()
+        for (title, _), found in rows.items()
     ]
 
 
