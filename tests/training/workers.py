@@ -14,6 +14,7 @@ from remembrandt.distributed import connect
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.storage import open_store
 from remembrandt.training.feeds.cache import CacheConfig, fill_cache
+from remembrandt.training.feeds.neighbors import start_pool
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.job import TrainJob
 from remembrandt.training.journal import read_journal
@@ -43,7 +44,7 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=workers)
     for values in runs:
-        pool = start_pool(values)
+        pool = live_pool(values)
         job: TrainJob = job_of(values, pool)
         objective, feed = job.build(torch.device("cpu"))
         kept = Path(values["storage"]) / "checkpoints" / values["name"]
@@ -79,13 +80,13 @@ def caches_of(values: dict[str, Any]) -> list[CacheConfig]:
     return [cache for cache in (latent_cache(config), code_cache(config)) if cache is not None]
 
 
-def start_pool(values: dict[str, Any]) -> RetrievalPool | None:
+def live_pool(values: dict[str, Any]) -> RetrievalPool | None:
     """What live retrieval asks, in the cluster that the environment names."""
     neighbors = job_of(values, None).config.neighbors
     if neighbors is None or neighbors.mode == "precomputed":
         return None
     connect()
-    return RetrievalPool.start(neighbors.database.uri, neighbors.database.version, **neighbors.pool)
+    return start_pool(neighbors)
 
 
 def losses_of(uri: str) -> list[float]:

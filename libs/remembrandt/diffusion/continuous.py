@@ -10,10 +10,10 @@ from pydantic import Field
 
 from remembrandt.configuration import Config
 from remembrandt.diffusion.noise import STEPS, Seeds, seeded_normal
-from remembrandt.diffusion.schedule import Prediction
+from remembrandt.diffusion.process import NoiseProcess
 
 
-class CosineSchedule(Config):
+class CosineSchedule(Config, NoiseProcess):
     """α_t = cos(θ), σ_t = sin(θ), θ from nearly 0 to nearly π/2 (Nichol and Dhariwal 2021, in continuous time).
 
     Attributes:
@@ -28,28 +28,10 @@ class CosineSchedule(Config):
         low = math.atan(math.exp(-0.5 * self.largest_log_snr))
         return low + t * (math.pi / 2 - 2 * low)
 
-    def add_noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        """x_t = α_t·x + σ_t·noise."""
-        angle = self.angle(t_B).view(-1, *[1] * (x_BCHW.ndim - 1))
-        return angle.cos() * x_BCHW + angle.sin() * noise_BCHW
-
-    def target(
-        self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, t_B: torch.Tensor, prediction: Prediction
-    ) -> torch.Tensor:
-        """What a network of that prediction should say: ε, or v = α_t·ε - σ_t·x (Salimans and Ho 2022)."""
-        if prediction == "epsilon":
-            return noise_BCHW
-        angle = self.angle(t_B).view(-1, *[1] * (x_BCHW.ndim - 1))
-        return angle.cos() * noise_BCHW - angle.sin() * x_BCHW
-
-    def noise_of(
-        self, x_BCHW: torch.Tensor, said_BCHW: torch.Tensor, t_B: torch.Tensor, prediction: Prediction
-    ) -> torch.Tensor:
-        """ε from what the network said about x_t."""
-        if prediction == "epsilon":
-            return said_BCHW
-        angle = self.angle(t_B).view(-1, *[1] * (x_BCHW.ndim - 1))
-        return angle.sin() * x_BCHW + angle.cos() * said_BCHW
+    def alpha_sigma(self, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos(θ) and sin(θ)."""
+        angle_B = self.angle(t_B)
+        return angle_B.cos(), angle_B.sin()
 
 
 def threshold(clean_BCHW: torch.Tensor, quantile: float | None) -> torch.Tensor:

@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 
 from remembrandt.configuration import Config
+from remembrandt.diffusion.process import NoiseProcess, Prediction
 
 Kind = Literal["linear", "cosine"]
-Prediction = Literal["epsilon", "v"]
-"""What a network predicts: the noise, or the velocity between noise and picture."""
 
 
 class ScheduleConfig(Config):
@@ -38,7 +37,7 @@ class ScheduleConfig(Config):
 
 
 @dataclass(frozen=True)
-class NoiseSchedule:
+class NoiseSchedule(NoiseProcess):
     """ᾱ_t of every timestep."""
 
     config: ScheduleConfig
@@ -53,29 +52,6 @@ class NoiseSchedule:
         """ᾱ_t, float32 (T,), falling from nearly 1 to nearly 0; the same numbers as in diffusers' schedulers."""
         return torch.cumprod(1 - self._betas(), dim=0)
 
-    def add_noise(self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> torch.Tensor:
-        """q(x_t | x_0): √ᾱ_t · x + √(1 - ᾱ_t) · noise."""
-        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
-        return alpha * x_BCHW + sigma * noise_BCHW
-
-    def target(
-        self, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor, timesteps_B: torch.Tensor, prediction: Prediction
-    ) -> torch.Tensor:
-        """What a network of that prediction should say: ε, or v = √ᾱ_t·ε - √(1 - ᾱ_t)·x (Salimans and Ho 2022)."""
-        if prediction == "epsilon":
-            return noise_BCHW
-        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
-        return alpha * noise_BCHW - sigma * x_BCHW
-
-    def noise_of(
-        self, x_BCHW: torch.Tensor, said_BCHW: torch.Tensor, timesteps_B: torch.Tensor, prediction: Prediction
-    ) -> torch.Tensor:
-        """ε from what the network said about x_t."""
-        if prediction == "epsilon":
-            return said_BCHW
-        alpha, sigma = self._alpha_sigma(x_BCHW, timesteps_B)
-        return sigma * x_BCHW + alpha * said_BCHW
-
     def diffusers_config(self, prediction: Prediction = "epsilon") -> dict[str, Any]:
         """What a diffusers scheduler must be told to do the same: LDM's samplers count timesteps from 1, end at ᾱ_0."""
         return {
@@ -87,10 +63,10 @@ class NoiseSchedule:
             "prediction_type": {"epsilon": "epsilon", "v": "v_prediction"}[prediction],
         }
 
-    def _alpha_sigma(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kept_B = self.alphas_cumprod.to(x_BCHW.device)[timesteps_B]
-        kept_B111 = kept_B.view(-1, *[1] * (x_BCHW.ndim - 1))
-        return kept_B111.sqrt(), (1 - kept_B111).sqrt()
+    def alpha_sigma(self, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """√ᾱ_t and √(1 - ᾱ_t)."""
+        kept_B = self.alphas_cumprod.to(t_B.device)[t_B]
+        return kept_B.sqrt(), (1 - kept_B).sqrt()
 
     def _betas(self) -> torch.Tensor:
         config, count = self.config, self.num_timesteps

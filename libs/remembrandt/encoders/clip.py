@@ -123,8 +123,7 @@ class ClipEncoder:
     @property
     def text_shape(self) -> tuple[int, int]:
         """Size of a token's state in the text tower, and how many tokens a text may have."""
-        text = self._resolved.model_config["text_cfg"]
-        return int(text.get("width", 512)), int(text.get("context_length", 77))
+        return self._resolved.text_shape
 
     def text_states(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, int]:
         """The text tower's last states (B, T, width), which tokens there are (B, T), and how many texts were cut."""

@@ -64,6 +64,12 @@ class ResolvedModel:
         return int(self.model_config["embed_dim"])
 
     @property
+    def text_shape(self) -> tuple[int, int]:
+        """Size of a token's state in the text tower, and how many tokens a text may have."""
+        text = self.model_config["text_cfg"]
+        return int(text.get("width", 512)), int(text.get("context_length", 77))
+
+    @property
     def pixel_transform(self) -> ClipPixelTransform:
         """The model's resize and crop, without its weights."""
         return transform_of(self.preprocess)

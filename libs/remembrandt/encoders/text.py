@@ -136,8 +136,7 @@ def text_shape(config: TextConfig) -> tuple[int, int]:
     if isinstance(config, ClipTextConfig):
         from remembrandt.encoders.resolution import resolve
 
-        text = resolve(config.encoder).model_config["text_cfg"]
-        return int(text.get("width", 512)), int(text.get("context_length", 77))
+        return resolve(config.encoder).text_shape
     import transformers
 
     name = config.model or str(_minilm_folder())

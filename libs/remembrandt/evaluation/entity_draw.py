@@ -20,7 +20,7 @@ from pydantic import Field
 from remembrandt.configuration import Config
 from remembrandt.diffusion.guidance import TextNeighborGuidance
 from remembrandt.errors import SourceError
-from remembrandt.evaluation.claims import measure_claims
+from remembrandt.evaluation.claims import draw_in_parts, measure_claims
 from remembrandt.evaluation.metrics import bootstrap, cosine
 from remembrandt.evaluation.pictures import images_in, picture_rows
 from remembrandt.evaluation.plots import plot_bars, plot_curve
@@ -28,7 +28,6 @@ from remembrandt.evaluation.rating import RatedPair, rating_page
 from remembrandt.evaluation.sheets import render_html
 from remembrandt.generation import DatabaseRef, Picture
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest, StageDraw
-from remembrandt.progress import Progress
 from remembrandt.storage import open_store
 
 _SHOWN = 24
@@ -209,12 +208,7 @@ class EntityDraw:
                 for template in config.templates
                 for seed in range(config.best_of)
             ]
-        pictures: list[Picture] = []
-        with Progress(f"drawing: {what}", len(requests), "pictures") as progress:
-            for start in range(0, len(requests), config.batch):
-                part = requests[start : start + config.batch]
-                pictures += self.generator.generate(part)
-                progress.advance(len(part))
+        pictures = draw_in_parts(self.generator.generate, requests, config.batch, what)
         self.shown += pictures[:_SHOWN]
         return pictures
 

@@ -4,9 +4,7 @@ The page is one file and needs no server: answers stay in the browser until they
 which picture is written in a key of its own, so that nobody who rates can see it.
 """
 
-import base64
 import html
-import io
 import json
 import secrets
 from collections import defaultdict
@@ -21,9 +19,9 @@ from PIL import Image
 
 from remembrandt.errors import SourceError
 from remembrandt.evaluation.metrics import bootstrap
+from remembrandt.evaluation.sheets import data_uri
 
 QUESTIONS = {"faithful": "Is it the same thing as in the references?", "realistic": "Is it well drawn?"}
-_EDGE = 192
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,9 @@ def rating_page(pairs: Sequence[RatedPair], title: str, seed: int) -> tuple[str,
             name = secrets.token_hex(6)
             key[name] = {"entity": pair.entity, "method": methods[place]}
             shown.append(
-                _PICTURE.format(name=name, source=_source(pair.pictures[methods[place]]), ask=_questions(name))
+                _PICTURE.format(name=name, source=data_uri(pair.pictures[methods[place]]), ask=_questions(name))
             )
-        references = "".join(f'<img alt="reference" src="{_source(image)}">' for image in pair.references)
+        references = "".join(f'<img alt="reference" src="{data_uri(image)}">' for image in pair.references)
         items.append(_ITEM.format(caption=html.escape(pair.caption), references=references, pictures="".join(shown)))
     page = resources.files(__package__).joinpath("rating.html").read_text(encoding="utf-8")
     page = page.replace("TITLE", html.escape(title)).replace("ITEMS", "".join(items))
@@ -106,12 +104,6 @@ def _answers(path: Path, key: Mapping[str, Any]) -> dict[str, dict[str, bool]]:
     if unknown := [name for name in given if name not in key]:
         raise SourceError(f"{path} has ratings of another page (picture {unknown[0]}): use the key that lies beside it")
     return given
-
-
-def _source(image: Image.Image) -> str:
-    data = io.BytesIO()
-    image.convert("RGB").resize((_EDGE, _EDGE), Image.Resampling.LANCZOS).save(data, format="WEBP", quality=90)
-    return "data:image/webp;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def _questions(name: str) -> str:

@@ -18,14 +18,13 @@ from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import SourceError
-from remembrandt.evaluation.claims import measure_claims
+from remembrandt.evaluation.claims import draw_in_parts, measure_claims
 from remembrandt.evaluation.features import MobileNetFeatures
 from remembrandt.evaluation.metrics import bootstrap, cosine, frechet_distance, precision_recall, train_probe
 from remembrandt.evaluation.pictures import images_in, picture_rows
 from remembrandt.evaluation.sheets import render_html
 from remembrandt.generation import DatabaseRef, Generator, Picture, PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler
-from remembrandt.progress import Progress
 from remembrandt.retrieval import parse_strategy
 from remembrandt.storage import Store, open_store
 
@@ -186,12 +185,7 @@ class RdmProtocol:
         return {"frechet_distance_mobilenet": distance, "precision": precision, "recall": recall}
 
     def _draw(self, requests: Sequence[PictureRequest], what: str, generator: Generator | None = None) -> list[Picture]:
-        pictures: list[Picture] = []
-        with Progress(f"drawing: {what}", len(requests), "pictures") as progress:
-            for first in range(0, len(requests), self.config.batch):
-                part = requests[first : first + self.config.batch]
-                pictures += (generator or self.generator).generate(part)
-                progress.advance(len(part))
+        pictures = draw_in_parts((generator or self.generator).generate, requests, self.config.batch, what)
         self.shown += pictures[:_SHOWN]
         return pictures
 

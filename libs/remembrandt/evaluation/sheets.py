@@ -186,7 +186,7 @@ def _length(text: str, size: int) -> float:
 def _html_row(row: SheetRow) -> str:
     query = ""
     if row.query_image is not None:
-        picture = f'<img src="{_data_uri(row.query_image)}" alt="query">'
+        picture = f'<img src="{data_uri(row.query_image)}" alt="query">'
         query = f'<figure class="query">{picture}<figcaption>query</figcaption></figure>'
     cells = "".join(_html_cell(cell) for cell in row.cells) or '<p class="empty">nothing found</p>'
     return f'<section><h2>{html.escape(row.title)}</h2><div class="cells">{query}{cells}</div></section>'
@@ -196,13 +196,14 @@ def _html_cell(cell: SheetCell) -> str:
     caption = html.escape(cell.caption)
     picture = '<div class="none">no image</div>'
     if cell.image is not None:
-        picture = f'<img src="{_data_uri(cell.image)}" alt="{caption}" loading="lazy">'
+        picture = f'<img src="{data_uri(cell.image)}" alt="{caption}" loading="lazy">'
     score = "" if cell.score is None else f"<b>{format_score(cell.score)}</b> "
     small = f"<small>{score}{html.escape(' · '.join(filter(None, (cell.note, cell.licence))))}</small>"
     return f'<figure>{picture}<figcaption title="{caption}"><span>{caption}</span>{small}</figcaption></figure>'
 
 
-def _data_uri(image: Image.Image, edge: int = 2 * THUMBNAIL) -> str:
+def data_uri(image: Image.Image, edge: int = 2 * THUMBNAIL) -> str:
+    """A picture inside a page, at most `edge` large."""
     small = image.convert("RGB") if max(image.size) <= edge else _fit(image, edge)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=85, method=4)

@@ -22,7 +22,8 @@ from remembrandt.diffusion.guidance import TextNeighborGuidance
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.encoders.text import TextConfig, TextEncoder, open_text_encoder
 from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
-from remembrandt.generation.generator import OpenDatabase, Picture
+from remembrandt.generation.databases import OpenDatabase, OpenDatabases
+from remembrandt.generation.generator import Picture
 from remembrandt.generation.grid import to_images
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import DatabaseRef
@@ -112,8 +113,7 @@ class PairFinder:
 
     def __init__(self, encoder: TextEncoder, open_database: OpenDatabase | None = None) -> None:
         self.encoder = encoder
-        self._open = open_database or (lambda ref: Database.open(ref.uri, version=ref.version))
-        self._databases: dict[tuple[str, str | None], Database] = {}
+        self._databases = OpenDatabases(open_database)
 
     def find(self, requests: Sequence[CascadeRequest]) -> "Found":
         """Texts and pairs of all pictures.
@@ -128,15 +128,11 @@ class PairFinder:
 
     def database(self, ref: DatabaseRef) -> Database:
         """The opened version of a reference."""
-        if ref.key not in self._databases:
-            self._databases[ref.key] = self._open(ref)
-        return self._databases[ref.key]
+        return self._databases[ref]
 
     def close(self) -> None:
         """Gives back every database."""
-        for database in self._databases.values():
-            database.close()
-        self._databases.clear()
+        self._databases.close()
 
     def _pairs(self, requests: Sequence[CascadeRequest]) -> list[list[FoundPair]]:
         """The neighbours of each picture: one search for all pictures of equal database and retrieval."""

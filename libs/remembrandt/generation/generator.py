@@ -4,7 +4,7 @@ Letters in names: B pictures, K conditioning items, D embedding.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from remembrandt.databases.hits import PAD_ID
 from remembrandt.diffusion.guidance import Context
 from remembrandt.encoders.base import ImageTextEncoder
 from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
+from remembrandt.generation.databases import OpenDatabase, OpenDatabases
 from remembrandt.generation.grid import to_images
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
@@ -39,9 +40,6 @@ class Picture:
     record: Record
 
 
-OpenDatabase = Callable[[DatabaseRef], Database]
-
-
 class Generator:
     """Draws pictures of one model from any databases of its encoder.
 
@@ -52,8 +50,7 @@ class Generator:
 
     def __init__(self, sampler: RdmSampler, name: str, open_database: OpenDatabase | None = None) -> None:
         self.sampler, self.name = sampler, name
-        self._open = open_database or (lambda ref: Database.open(ref.uri, version=ref.version))
-        self._databases: dict[tuple[str, str | None], Database] = {}
+        self._databases = OpenDatabases(open_database, self._check)
 
     def generate(self, requests: Sequence[PictureRequest], on_picture: OnPicture | None = None) -> list[Picture]:
         """All pictures, in the order asked. Databases, strategies, guidance and steps may differ within one call.
@@ -79,17 +76,11 @@ class Generator:
 
     def database(self, ref: DatabaseRef) -> Database:
         """The opened version of a reference, checked against the model."""
-        if ref.key not in self._databases:
-            database = self._open(ref)
-            self._check(database)
-            self._databases[ref.key] = database
-        return self._databases[ref.key]
+        return self._databases[ref]
 
     def close(self) -> None:
         """Gives back every database."""
-        for database in self._databases.values():
-            database.close()
-        self._databases.clear()
+        self._databases.close()
 
     def _conditions(self, requests: Sequence[PictureRequest]) -> list[Conditioning] | None:
         """The conditioning of each picture, (1, K): one search for all pictures of equal database and strategy."""

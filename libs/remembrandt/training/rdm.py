@@ -21,13 +21,14 @@ from remembrandt.storage import open_store
 from remembrandt.training.config import LoopConfig
 from remembrandt.training.feeds.cache import CacheConfig, ExampleCache, fill_cache, first_stage_fingerprint
 from remembrandt.training.feeds.neighbors import (
-    LiveNeighbors,
     NeighborsConfig,
     NeighborSource,
-    PrecomputedNeighbors,
     check_disjoint,
     check_encoders,
+    describe_search,
+    open_neighbors,
     open_precomputed,
+    start_pool,
 )
 from remembrandt.training.feeds.rdm import CodesOfRows, RdmFeed
 from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
@@ -112,11 +113,7 @@ class RdmJob:
         database = open_database(config)
         neighbors: NeighborSource | None = None
         if config.neighbors is not None and database is not None:
-            if self.pool is not None:
-                neighbors = LiveNeighbors(train_set, self.pool, database, config.neighbors)
-            else:
-                found = open_precomputed(config.neighbors, train_set, database)
-                neighbors = PrecomputedNeighbors(train_set, found, config.neighbors.num_neighbors)
+            neighbors = open_neighbors(config.neighbors, train_set, database, self.pool)
         stage = FirstStage.load(config.first_stage).to(device)
         identity = identity_of(config, train_set, database)
         codes = phi = None
@@ -143,10 +140,7 @@ def train_rdm(config: TrainRdmConfig, *, dry_run: bool = False) -> dict[str, Any
     fill_cache(latent_cache(config), train_set)
     if (codes := code_cache(config)) is not None:
         fill_cache(codes, TrainSet.open(codes.train_set))
-    pool = None
-    if config.neighbors is not None and config.neighbors.mode == "live":
-        rows = config.neighbors.database
-        pool = RetrievalPool.start(rows.uri, rows.version, **config.neighbors.pool)
+    pool = start_pool(config.neighbors)
     try:
         return train(RdmJob(config, pool))
     finally:
@@ -234,9 +228,8 @@ def identity_of(config: TrainRdmConfig, train_set: TrainSet, database: Database 
     if config.codes is not None:
         identity["codes"] = first_stage_fingerprint(config.codes)
     if config.neighbors is not None and database is not None:
-        chosen = config.neighbors.model_dump(mode="json", include={"similarity", "num_neighbors", "exclude", "same"})
         identity["database"] = f"{database.name}/{database.version}"
-        identity["neighbours"] = f"{chosen} where {config.neighbors.database.where}"
+        identity["neighbours"] = describe_search(config.neighbors)
     return identity
 
 

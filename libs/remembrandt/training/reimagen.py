@@ -22,11 +22,11 @@ from remembrandt.storage import open_store
 from remembrandt.training.config import LoopConfig
 from remembrandt.training.feeds.cache import CacheConfig, ExampleCache, fill_cache
 from remembrandt.training.feeds.neighbors import (
-    LiveNeighbors,
     NeighborsConfig,
-    NeighborSource,
-    PrecomputedNeighbors,
+    describe_search,
+    open_neighbors,
     open_precomputed,
+    start_pool,
 )
 from remembrandt.training.feeds.pairs import PairFeed, PairRows
 from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
@@ -126,12 +126,7 @@ class StageJob:
         """Opens train set, database, caches and text encoder in a worker."""
         config, stage = self.config, self.stage
         train_set, database = TrainSet.open(config.train_set), open_database(config)
-        neighbors: NeighborSource
-        if self.pool is not None:
-            neighbors = LiveNeighbors(train_set, self.pool, database, config.neighbors)
-        else:
-            found = open_precomputed(config.neighbors, train_set, database)
-            neighbors = PrecomputedNeighbors(train_set, found, config.neighbors.num_neighbors)
+        neighbors = open_neighbors(config.neighbors, train_set, database, self.pool)
         examples = _pair_rows(config, config.train_set, stage.model.size)
         candidates = _pair_rows(config, config.neighbors.database, stage.model.neighbor_edge)
         feed = PairFeed(examples, candidates, neighbors, database, identity_of(config, train_set, database))
@@ -153,10 +148,7 @@ def train_reimagen(config: TrainReimagenConfig, stage: str = "all", *, dry_run: 
     connect_for_training()
     for cache in caches(config, sizes):
         fill_cache(cache, TrainSet.open(cache.train_set))
-    pool = None
-    if config.neighbors.mode == "live":
-        rows = config.neighbors.database
-        pool = RetrievalPool.start(rows.uri, rows.version, **config.neighbors.pool)
+    pool = start_pool(config.neighbors)
     try:
         return {str(size): train(StageJob(config, size, pool)) for size in sizes}
     finally:
@@ -228,12 +220,11 @@ def open_database(config: TrainReimagenConfig) -> Database:
 
 def identity_of(config: TrainReimagenConfig, train_set: TrainSet, database: Database) -> dict[str, str]:
     """What a loss depends on beside the configuration."""
-    chosen = config.neighbors.model_dump(mode="json", include={"similarity", "num_neighbors", "exclude", "same"})
     return {
         "train set": train_set.identity,
         "text encoder": text_fingerprint(config.text),
         "database": f"{database.name}/{database.version}",
-        "neighbours": f"{chosen} where {config.neighbors.database.where}",
+        "neighbours": describe_search(config.neighbors),
     }
 
 

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from remembrandt.configuration import Config
-from remembrandt.diffusion.schedule import Prediction, ScheduleConfig
+from remembrandt.diffusion.process import Prediction
+from remembrandt.diffusion.schedule import ScheduleConfig
 
 Positive = Annotated[int, Field(ge=1)]
 

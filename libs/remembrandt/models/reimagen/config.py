@@ -1,11 +1,12 @@
 """Architecture of one stage of the Re-Imagen cascade (P2 §3.2, §4)."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from remembrandt.configuration import Config
 from remembrandt.diffusion.continuous import CosineSchedule
+from remembrandt.diffusion.process import Prediction
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -41,7 +42,7 @@ class StageConfig(Config):
     cross_dim: Positive = 1024
     head_width: Positive = 64
     num_neighbors: Positive = 2
-    prediction: Literal["epsilon", "v"] = "epsilon"
+    prediction: Prediction = "epsilon"
     schedule: CosineSchedule = CosineSchedule()
 
     @property

@@ -101,6 +101,28 @@ class PrecomputedNeighbors:
         return self._ids_NK[indices_B]
 
 
+def start_pool(config: NeighborsConfig | None) -> RetrievalPool | None:
+    """The actors that live neighbours are asked from; None where they are precomputed, or there are none."""
+    if config is None or config.mode == "precomputed":
+        return None
+    return RetrievalPool.start(config.database.uri, config.database.version, **config.pool)
+
+
+def open_neighbors(
+    config: NeighborsConfig, train_set: TrainSet, database: Database, pool: RetrievalPool | None
+) -> NeighborSource:
+    """Live where there is a pool, else precomputed."""
+    if pool is not None:
+        return LiveNeighbors(train_set, pool, database, config)
+    return PrecomputedNeighbors(train_set, open_precomputed(config, train_set, database), config.num_neighbors)
+
+
+def describe_search(config: NeighborsConfig) -> str:
+    """How neighbours are chosen, for a run's identity."""
+    chosen = config.model_dump(mode="json", include={"similarity", "num_neighbors", "exclude", "same"})
+    return f"{chosen} where {config.database.where}"
+
+
 def open_precomputed(config: NeighborsConfig, train_set: TrainSet, database: Database) -> Neighbors:
     """Opens precomputed neighbours, if they are those that a live search would find.
 
