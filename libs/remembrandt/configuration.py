@@ -82,11 +82,16 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for parent in parents:
-        child = node.setdefault(parent, {})
+        child = node.setdefault(_key(node, parent), {})
         if not isinstance(child, dict):
             raise ConfigError(f"override '{override}': '{parent}' is a value, not a section")
         node = child
-    node[last] = value
+    node[_key(node, last)] = value
+
+
+def _key(node: dict[Any, Any], text: str) -> Any:
+    """The key of a section that is written so; keys of YAML may be numbers."""
+    return next((key for key in node if str(key) == text), text)
 
 
 def _describe(cls: type[BaseModel], error: Any) -> str:

@@ -38,7 +38,7 @@ def run_job(
     )
     if add_arguments is not None:
         add_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     with one_line_errors():
         chosen = cls if isinstance(cls, type) else cls(arguments)
         result = main(load_config(chosen, arguments.config, arguments.overrides), arguments)
