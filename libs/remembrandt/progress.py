@@ -2,8 +2,16 @@
 
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
+
+_watchers: list[Callable[["Progress"], None]] = []
+
+
+def watch(watcher: "Callable[[Progress], None]") -> None:
+    """From now on, `watcher` is told whenever a `Progress` of this process prints a line."""
+    _watchers.append(watcher)
 
 
 class Progress:
@@ -39,6 +47,8 @@ class Progress:
         elif self.total is not None and self.rate > 0:
             line += f", {format_seconds((self.total - self.done) / self.rate)} left"
         print(line, file=sys.stderr, flush=True)
+        for watcher in _watchers:
+            watcher(self)
 
     def __enter__(self) -> Self:
         return self

@@ -4,13 +4,14 @@ Letters in names: B pictures, K neighbours, S edge, L tokens.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -22,7 +23,8 @@ from remembrandt.diffusion.guidance import TextNeighborGuidance
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.encoders.text import TextConfig, TextEncoder, open_text_encoder
 from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
-from remembrandt.generation.databases import OpenDatabase, OpenDatabases
+from remembrandt.generation.contexts import read_image
+from remembrandt.generation.databases import OpenDatabases
 from remembrandt.generation.generator import Picture
 from remembrandt.generation.grid import to_images
 from remembrandt.generation.records import NeighborRecord, Record
@@ -53,9 +55,9 @@ class StageDraw(Config):
 
 
 class PairConfig(Config):
-    """A pair that the user gives: a file, and what it shows."""
+    """A pair that the user gives: a file or its content, and what it shows."""
 
-    image: str
+    image: str | bytes
     caption: str
 
 
@@ -108,23 +110,44 @@ class PairFinder:
 
     Args:
         encoder: of texts.
-        open_database: how a database is opened; each version once.
+        databases: None: opened by their URIs.
     """
 
-    def __init__(self, encoder: TextEncoder, open_database: OpenDatabase | None = None) -> None:
+    def __init__(self, encoder: TextEncoder, databases: OpenDatabases | None = None) -> None:
         self.encoder = encoder
-        self._databases = OpenDatabases(open_database)
+        self._databases = databases or OpenDatabases()
 
-    def find(self, requests: Sequence[CascadeRequest]) -> "Found":
-        """Texts and pairs of all pictures.
+    @property
+    def databases(self) -> OpenDatabases:
+        """That neighbours come from."""
+        return self._databases
+
+    def find(self, requests: Sequence[CascadeRequest], edges: Sequence[int]) -> list["PairContext"]:
+        """What each picture is conditioned on.
+
+        Args:
+            edges: of the neighbours' pictures, one a stage.
 
         Raises:
             SearchError: an impossible query.
             SourceError: a picture that is given cannot be read.
         """
         pairs = self._pairs(requests)
-        text, about = self._texts(requests, pairs)
-        return Found(text, pairs, about)
+        texts = [(request.text, *(pair.caption for pair in own)) for request, own in zip(requests, pairs, strict=True)]
+        every = list(dict.fromkeys(text for own in texts for text in own))
+        states, place = self.encoder.encode(every), {text: number for number, text in enumerate(every)}
+        contexts = []
+        for own, pair in zip(texts, pairs, strict=True):
+            rows = [place[text] for text in own]
+            contexts.append(
+                PairContext(
+                    states.tokens[rows],
+                    states.mask[rows],
+                    {edge: _squares(pair, edge) for edge in dict.fromkeys(edges)},
+                    tuple(one.record for one in pair),
+                )
+            )
+        return contexts
 
     def database(self, ref: DatabaseRef) -> Database:
         """The opened version of a reference."""
@@ -143,8 +166,8 @@ class PairFinder:
                 rows = self._rows(request.database, list(request.ids), None)
                 found[place] = [*rows, *map(_read_pair, request.pairs)]
             elif request.num_neighbors and request.text.strip() and request.database is not None:
-                part = tuple(sorted(request.database.where.items()))
-                groups[(*request.database.key, part, request.retrieval, request.num_neighbors)].append(place)
+                part = (request.database.filter, request.retrieval, request.num_neighbors)
+                groups[(*request.database.key, *part)].append(place)
         for places in groups.values():
             first = requests[places[0]]
             assert first.database is not None
@@ -176,40 +199,54 @@ class PairFinder:
             pairs.append(FoundPair(decode_image(row.image, DecodeConfig()), row.caption, record))
         return pairs
 
-    def _texts(self, requests: Sequence[CascadeRequest], pairs: list[list[FoundPair]]) -> tuple[Text, list[Text]]:
-        """States of the prompts, and of the captions of each picture's neighbours; every text is encoded once."""
-        every = dict.fromkeys([*(request.text for request in requests), *(p.caption for own in pairs for p in own)])
-        states = self.encoder.encode(list(every))
-        place = {text: number for number, text in enumerate(every)}
-        tokens, mask = torch.from_numpy(states.tokens).float(), torch.from_numpy(states.mask)
-
-        def of(texts: Sequence[str]) -> Text:
-            rows = torch.tensor([place[text] for text in texts], dtype=torch.long)
-            return Text(tokens[rows], mask[rows])
-
-        return of([request.text for request in requests]), [of([pair.caption for pair in own]) for own in pairs]
-
 
 @dataclass(frozen=True)
-class Found:
-    """What pictures are conditioned on.
+class PairContext:
+    """What one picture is conditioned on.
 
     Attributes:
-        text: states of the prompts.
-        pairs: neighbours of each picture; `about`, states of their captions.
+        tokens: (1 + K, L, D) states of the prompt, then of each neighbour's caption; `mask` (1 + K, L).
+        pixels: edge → uint8 pictures (K, 3, edge, edge) of the neighbours.
+        records: of the neighbours.
     """
 
-    text: Text
-    pairs: list[list[FoundPair]]
-    about: list[Text]
+    tokens: NDArray[np.float16]
+    mask: NDArray[np.bool_]
+    pixels: Mapping[int, NDArray[np.uint8]]
+    records: tuple[NeighborRecord, ...]
 
-    def batch(
-        self, requests: Sequence[CascadeRequest], number: int, edge: int, low_res_BCHW: torch.Tensor | None
-    ) -> StageBatch:
-        """What stage `number` needs, its neighbours' pictures of edge `edge`."""
-        settings = tuple(request.stage(number).settings for request in requests)
-        seeds = tuple(request.seed for request in requests)
-        return StageBatch(self.text, _neighbors(self.pairs, self.about, edge), seeds, settings, low_res_BCHW)
+
+def stage_batch(
+    requests: Sequence[CascadeRequest],
+    contexts: Sequence[PairContext],
+    number: int,
+    edge: int,
+    low_res_BCHW: torch.Tensor | None,
+) -> StageBatch:
+    """What stage `number` needs: neighbours of edge `edge` side by side, padded to the largest K and masked there."""
+    count, most = len(contexts), max([1, *(len(own.records) for own in contexts)])
+    length, dim = contexts[0].tokens.shape[-2:]
+    pixels_BKCHW = torch.zeros(count, most, 3, edge, edge)
+    tokens = torch.zeros(count, most, length, dim)
+    text_mask = torch.zeros(count, most, length, dtype=torch.bool)
+    mask_BK = torch.zeros(count, most, dtype=torch.bool)
+    for place, own in enumerate(contexts):
+        k = len(own.records)
+        if k:
+            pixels_BKCHW[place, :k] = torch.from_numpy(own.pixels[edge]).float() / 127.5 - 1
+        tokens[place, :k] = torch.from_numpy(own.tokens[1:]).float()
+        text_mask[place, :k], mask_BK[place, :k] = torch.from_numpy(own.mask[1:]), True
+    prompts = Text(
+        torch.from_numpy(np.stack([own.tokens[0] for own in contexts])).float(),
+        torch.from_numpy(np.stack([own.mask[0] for own in contexts])),
+    )
+    return StageBatch(
+        prompts,
+        Neighbors(pixels_BKCHW, Text(tokens, text_mask), mask_BK),
+        tuple(request.seed for request in requests),
+        tuple(request.stage(number).settings for request in requests),
+        low_res_BCHW,
+    )
 
 
 class CascadeGenerator:
@@ -233,7 +270,12 @@ class CascadeGenerator:
             ConfigError: no stages there, or stages that do not follow each other.
         """
         stages = [StageSampler.load(path, device, dtype) for path in stage_folders(folder)]
-        return cls(Cascade(stages), Path(folder).name, PairFinder(text_encoder_of(stages[0])))
+        return cls(Cascade(stages), Path(folder).name, PairFinder(text_encoder_of(stages[0].facts)))
+
+    @property
+    def edges(self) -> list[int]:
+        """Of the neighbours' pictures, one a stage."""
+        return [stage.config.neighbor_edge for stage in self.cascade.stages]
 
     def generate(self, requests: Sequence[CascadeRequest], on_stage: OnStage | None = None) -> list[Picture]:
         """All pictures, in the order asked. Databases, retrieval, guidance and steps may differ within one call.
@@ -244,18 +286,18 @@ class CascadeGenerator:
         """
         if not requests:
             return []
-        found = self.finder.find(requests)
+        contexts = self.finder.find(requests, self.edges)
 
         def batch_of(number: int, low_res_BCHW: torch.Tensor | None) -> StageBatch:
             if on_stage is not None and low_res_BCHW is not None:
                 on_stage(number, len(self.cascade.stages), low_res_BCHW)
-            return found.batch(requests, number, self.cascade.stages[number].config.neighbor_edge, low_res_BCHW)
+            return stage_batch(requests, contexts, number, self.edges[number], low_res_BCHW)
 
         images = to_images(self.cascade.sample(batch_of)[-1])
         sizes = [stage.config.size for stage in self.cascade.stages]
         return [
             Picture(image, record_of(self.name, sizes, request, own, self.finder))
-            for image, request, own in zip(images, requests, found.pairs, strict=True)
+            for image, request, own in zip(images, requests, contexts, strict=True)
         ]
 
     def close(self) -> None:
@@ -276,9 +318,9 @@ def stage_folders(folder: str | Path) -> list[Path]:
     return [root / str(size) for size in sizes]
 
 
-def text_encoder_of(stage: StageSampler) -> TextEncoder:
-    """The text encoder that a stage was trained with."""
-    text: TextConfig = TypeAdapter(TextConfig).validate_python(stage.facts["text"])
+def text_encoder_of(facts: Mapping[str, Any]) -> TextEncoder:
+    """The text encoder that a stage was trained with, as its folder says."""
+    text: TextConfig = TypeAdapter(TextConfig).validate_python(facts["text"])
     return open_text_encoder(text)
 
 
@@ -293,7 +335,7 @@ def check_text(stage: StageSampler, name: str, encoder: TextEncoder) -> None:
 
 
 def record_of(
-    name: str, sizes: Sequence[int], request: CascadeRequest, pairs: Sequence[FoundPair], finder: PairFinder
+    name: str, sizes: Sequence[int], request: CascadeRequest, context: PairContext, finder: PairFinder
 ) -> Record:
     """What made a picture; `sizes` are those of the stages."""
     database = finder.database(request.database) if request.database is not None else None
@@ -303,34 +345,20 @@ def record_of(
         database=database.name if database else None,
         version=database.version if database else None,
         where=request.database.where if request.database else {},
-        strategy={"name": request.retrieval, "num_neighbors": len(pairs)},
+        strategy={"name": request.retrieval, "num_neighbors": len(context.records)},
         guidance_scale=request.stage(0).guidance.text_weight,
         sampler={str(size): request.stage(number).model_dump(mode="json") for number, size in enumerate(sizes)},
         seed=request.seed,
-        neighbors=tuple(pair.record for pair in pairs),
+        neighbors=context.records,
     )
 
 
-def _neighbors(pairs: list[list[FoundPair]], about: list[Text], edge: int) -> Neighbors:
-    """Pictures and captions side by side: padded to the largest K, the padding masked."""
-    most = max(1, *(len(own) for own in pairs)) if len(pairs) > 1 else max(1, len(pairs[0]))
-    length, dim = about[0].tokens.shape[-2:]
-    pixels_BKCHW = torch.zeros(len(pairs), most, 3, edge, edge)
-    tokens = torch.zeros(len(pairs), most, length, dim)
-    text_mask = torch.zeros(len(pairs), most, length, dtype=torch.bool)
-    mask_BK = torch.zeros(len(pairs), most, dtype=torch.bool)
-    for place, (own, text) in enumerate(zip(pairs, about, strict=True)):
-        count = len(own)
-        for number, pair in enumerate(own):
-            square = torch.from_numpy(np.array(to_square(pair.image, edge))).permute(2, 0, 1)
-            pixels_BKCHW[place, number] = square.float() / 127.5 - 1
-        tokens[place, :count], text_mask[place, :count], mask_BK[place, :count] = text.tokens, text.mask, True
-    return Neighbors(pixels_BKCHW, Text(tokens, text_mask), mask_BK)
+def _squares(pairs: Sequence[FoundPair], edge: int) -> NDArray[np.uint8]:
+    if not pairs:
+        return np.zeros((0, 3, edge, edge), dtype=np.uint8)
+    return np.stack([np.asarray(to_square(pair.image, edge)).transpose(2, 0, 1) for pair in pairs])
 
 
 def _read_pair(pair: PairConfig) -> FoundPair:
-    try:
-        image = decode_image(Path(pair.image).read_bytes(), DecodeConfig())
-    except OSError as error:
-        raise SourceError(f"cannot read image {pair.image}: {error.strerror}") from None
-    return FoundPair(image, pair.caption, NeighborRecord(None, None, Path(pair.image).name, pair.caption))
+    name = "" if isinstance(pair.image, bytes) else Path(pair.image).name
+    return FoundPair(read_image(pair.image), pair.caption, NeighborRecord(None, None, name, pair.caption))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 _GAP = 4
@@ -12,8 +13,13 @@ _PAPER = (246, 245, 241)
 
 def to_images(pixels_BCHW: torch.Tensor) -> list[Image.Image]:
     """Pictures in [0, 1] → PIL."""
+    return [Image.fromarray(pixels) for pixels in to_pixels(pixels_BCHW)]
+
+
+def to_pixels(pixels_BCHW: torch.Tensor) -> list[NDArray[np.uint8]]:
+    """(B, 3, H, W) in [0, 1] → B pictures (H, W, 3)."""
     arrays = (pixels_BCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]
+    return [np.ascontiguousarray(array) for array in arrays]
 
 
 def sample_grid(

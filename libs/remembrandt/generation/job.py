@@ -34,6 +34,7 @@ from remembrandt.generation.cascade import (
     StageDraw,
     check_text,
     record_of,
+    stage_batch,
     stage_folders,
     text_encoder_of,
 )
@@ -277,7 +278,7 @@ class StagePainter:
         self._stage = StageSampler.load(folders[number], *place(config))
         if config.compile:
             self._stage.compile()
-        self._finder = PairFinder(text_encoder_of(self._stage))
+        self._finder = PairFinder(text_encoder_of(self._stage.facts))
         check_text(self._stage, self._name, self._finder.encoder)
 
     def read(self, values: str) -> list[CascadeRequest]:
@@ -288,14 +289,15 @@ class StagePainter:
         self, requests: Sequence[CascadeRequest], before_BCHW: torch.Tensor | None
     ) -> torch.Tensor | list[Picture]:
         """As the protocol says. What a picture is conditioned on is found anew by each stage: the same each time."""
-        found = self._finder.find(requests)
-        batch = found.batch(requests, self._number, self._stage.config.neighbor_edge, before_BCHW)
+        edge = self._stage.config.neighbor_edge
+        contexts = self._finder.find(requests, [edge])
+        batch = stage_batch(requests, contexts, self._number, edge, before_BCHW)
         pixels_BCHW = self._stage.sample(batch)
         if self._number + 1 < len(self._sizes):
             return pixels_BCHW
         return [
-            Picture(image, record_of(self._name, self._sizes, request, pairs, self._finder))
-            for image, request, pairs in zip(to_images(pixels_BCHW), requests, found.pairs, strict=True)
+            Picture(image, record_of(self._name, self._sizes, request, own, self._finder))
+            for image, request, own in zip(to_images(pixels_BCHW), requests, contexts, strict=True)
         ]
 
 

@@ -15,16 +15,18 @@ class DatabaseRef(Config):
     Attributes:
         uri: `<root>/<name>`; `version` None: the live one.
         where: column → allowed values; only such rows are retrieved.
+        without: rows that are not.
     """
 
     uri: str
     version: str | None = None
     where: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    without: tuple[int, ...] = ()
 
     @property
     def filter(self) -> Filter | None:
-        """`where` for a search."""
-        return Filter(equals=self.where) or None
+        """`where` and `without` for a search."""
+        return Filter(equals=self.where, exclude_ids=self.without) or None
 
     @property
     def key(self) -> tuple[str, str | None]:
@@ -37,7 +39,7 @@ class PictureRequest(Config):
 
     Attributes:
         text: the prompt, or the class name for `class_pool`; unused by strategies that start from nothing or an image.
-        image: path of the query image, for the strategy `image`.
+        image: the query image, for the strategy `image`: path of a file, or its content.
         database: where neighbours come from; None only for a model without retrieval.
         strategy: how they are chosen (ξ of P1).
         guidance_scale: s; 1 leaves guidance out.
@@ -46,7 +48,7 @@ class PictureRequest(Config):
     """
 
     text: str = ""
-    image: str | None = None
+    image: str | bytes | None = None
     database: DatabaseRef | None = None
     strategy: StrategyConfig = NeighborsStrategy()
     guidance_scale: float = Field(2.0, ge=0)

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from remembrandt.models.first_stage.config import FirstStageConfig
-from remembrandt.models.folders import find_model, load_network, save_network
+from remembrandt.models.folders import CONFIG, find_model, load_network, read_json, save_network
 
 Autoencoder = nn.Module
 """An `AutoencoderKL` or a `VQModel`."""
@@ -61,6 +61,11 @@ class FirstStage:
             CorruptionError: a damaged file.
         """
         return cls(load_network(find_model(folder)).float())
+
+    @staticmethod
+    def factor_of(folder: str | Path) -> int:
+        """`factor` of a folder, without loading its network."""
+        return int(2 ** (len(read_json(find_model(folder) / CONFIG)["block_out_channels"]) - 1))
 
     def save(self, folder: str | Path) -> None:
         """Writes a folder that `load` and diffusers open."""

@@ -117,11 +117,18 @@ class RdmSampler:
         return next(self.unet.parameters()).device
 
     @torch.inference_mode()
-    def sample(self, batch: SampleBatch, on_picture: OnPicture | None = None, every: int = 10) -> torch.Tensor:
+    def sample(
+        self,
+        batch: SampleBatch,
+        on_picture: OnPicture | None = None,
+        every: int = 10,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> torch.Tensor:
         """Draws the pictures of a batch: (B, 3, H, W) float32 in [0, 1].
 
         Args:
             on_picture: told every `every` steps, with the decoded prediction of x_0.
+            on_step: told after every step how many are done, and how many there are; what it raises ends the drawing.
 
         Raises:
             ConfigError: embeddings of another size than the model was trained with.
@@ -142,7 +149,9 @@ class RdmSampler:
                 return network(x_BCHW, timesteps_B, None)
             return guidance.predict(network, x_BCHW, timesteps_B, rows)
 
-        def on_step(done: int, total: int, clean_BCHW: torch.Tensor) -> None:
+        def after_step(done: int, total: int, clean_BCHW: torch.Tensor) -> None:
+            if on_step is not None:
+                on_step(done, total)
             if on_picture is not None and done % every == 0 and done < total:
                 on_picture(done, total, self._decode(clean_BCHW))
 
@@ -154,7 +163,7 @@ class RdmSampler:
             batch.seeds_B,
             (self.config.latent_channels, edge, edge),
             self.device,
-            on_step,
+            after_step,
         )
         return self._decode(latents_BCHW)
 

@@ -95,10 +95,13 @@ class StageSampler:
         self.network = cast(ReImagenUNet, torch.compile(self.network, **options))
 
     @torch.inference_mode()
-    def sample(self, batch: StageBatch, *, reuse_neighbors: bool = True) -> torch.Tensor:
+    def sample(
+        self, batch: StageBatch, *, reuse_neighbors: bool = True, on_step: Callable[[int, int], None] | None = None
+    ) -> torch.Tensor:
         """Draws the pictures of a batch: (B, 3, S, S) float32 in [0, 1].
 
         Args:
+            on_step: told after every step how many are done, and how many there are; what it raises ends the drawing.
             reuse_neighbors: False encodes the neighbours in every pass anew: the same pictures, slower.
 
         Raises:
@@ -135,6 +138,7 @@ class StageSampler:
             batch.seeds_B,
             (3, edge, edge),
             device,
+            None if on_step is None else lambda done, total, clean_BCHW: on_step(done, total),
         )
         return (drawn_BCHW / 2 + 0.5).clamp(0, 1)
 
@@ -178,11 +182,11 @@ class Cascade:
                 raise ConfigError(f"a stage that starts from {wanted} pixels cannot follow one of {given}")
         self.stages = tuple(stages)
 
-    def sample(self, batch_of: BatchOf) -> list[torch.Tensor]:
-        """The pictures of every stage, the last one's last."""
+    def sample(self, batch_of: BatchOf, on_step: Callable[[int, int], None] | None = None) -> list[torch.Tensor]:
+        """The pictures of every stage, the last one's last; `on_step` as a stage's own."""
         drawn: list[torch.Tensor] = []
         for number, stage in enumerate(self.stages):
-            drawn.append(stage.sample(batch_of(number, drawn[-1] if drawn else None)))
+            drawn.append(stage.sample(batch_of(number, drawn[-1] if drawn else None), on_step=on_step))
         return drawn
 
 

@@ -1,0 +1,1 @@
+"""Serving: tenants and their databases, and the way from an HTTP request to a picture."""

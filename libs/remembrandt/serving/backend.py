@@ -1,0 +1,154 @@
+"""What stands behind the HTTP API. `LocalBackend` is all of it in this process; Ray Serve has its own."""
+
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from remembrandt.errors import RemembrandtError
+from remembrandt.generation.requests import DatabaseRef
+from remembrandt.serving.config import ServiceConfig
+from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
+from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What a picture of a request is foreseen to be."""
+
+    number: int
+    pixels: Pixels
+
+
+Drawn = Partial | list[Pixels]
+"""Foreseen pictures, and at the end all finished ones."""
+
+
+class Backend(Protocol):
+    """Retrieval, samplers and builds."""
+
+    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
+        """As `Retrieval.find`."""
+
+    async def search(self, query: Query) -> Rows:
+        """As `Retrieval.search`, one query; those of other clients are searched with it."""
+
+    async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
+        """As `Retrieval.rows`."""
+
+    async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
+        """As `Retrieval.image`."""
+
+    async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
+        """As `Retrieval.facts`."""
+
+    def draw(
+        self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
+    ) -> AsyncGenerator[Drawn]:
+        """As `Studio.draw`."""
+
+    async def start_build(self, job_id: str) -> None:
+        """Starts a build that is on record."""
+
+    async def build_failed(self, job_id: str) -> bool:
+        """Whether a build that is on record as open has ended without saying so."""
+
+    async def ready(self) -> bool:
+        """Whether requests can be answered."""
+
+
+class LocalBackend:
+    """Everything in this process; builds in processes of their own."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self._config = config
+        self.retrieval = Retrieval(config)
+        self.studios = {
+            name: Studio(name, open_painter(model), model.max_batch, model.batch_wait_seconds)
+            for name, model in config.models.items()
+        }
+        self._threads = ThreadPoolExecutor(config.retrieval_threads, thread_name_prefix="retrieval")
+        self._builds: dict[str, subprocess.Popen[bytes]] = {}
+
+    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
+        """As the protocol says."""
+        return await self._run(self.retrieval.find, model, requests)
+
+    async def search(self, query: Query) -> Rows:
+        """As the protocol says."""
+        (answer,) = await self._run(self.retrieval.search, [query])
+        if isinstance(answer, RemembrandtError):
+            raise answer
+        return answer
+
+    async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
+        """As the protocol says."""
+        return await self._run(self.retrieval.rows, ref, ids)
+
+    async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
+        """As the protocol says."""
+        return await self._run(self.retrieval.image, ref, row, size)
+
+    async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
+        """As the protocol says."""
+        return await self._run(self.retrieval.facts, ref)
+
+    async def draw(
+        self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
+    ) -> AsyncGenerator[Drawn]:
+        """As the protocol says."""
+        async for drawn in stream(self.studios[model], drawings, deadline_seconds, partials=partials):
+            yield drawn
+
+    async def start_build(self, job_id: str) -> None:
+        """As the protocol says."""
+        command = [sys.executable, "-m", "remembrandt.serving.building", job_id, self._config.model_dump_json()]
+        self._builds[job_id] = await asyncio.to_thread(subprocess.Popen, command)
+
+    async def build_failed(self, job_id: str) -> bool:
+        """As the protocol says."""
+        process = self._builds.get(job_id)
+        return process is None or process.poll() is not None
+
+    async def ready(self) -> bool:
+        """As the protocol says."""
+        return True
+
+    def close(self) -> None:
+        """Ends threads and builds."""
+        for studio in self.studios.values():
+            studio.close()
+        for process in self._builds.values():
+            process.kill()
+            process.wait()
+        self._threads.shutdown(cancel_futures=True)
+
+    async def _run(self, work: Callable[..., ResultT], *arguments: object) -> ResultT:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments))
+
+
+async def stream(
+    studio: Studio, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
+) -> AsyncGenerator[Drawn]:
+    """What a studio foresees, then what it has drawn. Closing it early gives the pictures up."""
+    foreseen: asyncio.Queue[Partial | None] = asyncio.Queue()
+    on_partial = (lambda number, pixels: foreseen.put_nowait(Partial(number, pixels))) if partials else None
+    drawing = asyncio.ensure_future(studio.draw(drawings, deadline_seconds, on_partial))
+    drawing.add_done_callback(lambda _: foreseen.put_nowait(None))
+    try:
+        while (partial := await foreseen.get()) is not None:
+            yield partial
+        yield await drawing
+    finally:
+        drawing.cancel()
+
+
+def service_json(config: ServiceConfig) -> str:
+    """For a build's command line; the accounts' URL may hold a password, so it stays in the environment."""
+    return json.dumps(config.model_dump(mode="json", exclude={"accounts"}))

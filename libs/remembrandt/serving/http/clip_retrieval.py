@@ -1,0 +1,72 @@
+"""What `clip-retrieval`'s ClipClient speaks, so that its users can point it here: `http://:<key>@host/knn-service`."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+
+from remembrandt.serving.errors import UploadError
+from remembrandt.serving.fetch import fetch_image
+from remembrandt.serving.http.images import neighbor_answer
+from remembrandt.serving.http.services import Reader, Served, Services, ref_of
+from remembrandt.serving.retrieval import Query
+from remembrandt.serving.types import KnnBody, MetadataBody
+from remembrandt.serving.uploads import check_image, decode_base64
+
+router = APIRouter(tags=["clip-retrieval"])
+
+
+@router.post("/indices-list")
+async def indices(served: Served, caller: Reader) -> list[str]:
+    """Names of the databases that you may read."""
+    own = await asyncio.to_thread(served.databases.all, caller.tenant_id)
+    return [entry.name for entry in (*served.shared_entries(), *own)]
+
+
+@router.post("/knn-service")
+async def knn(body: KnnBody, served: Served, caller: Reader) -> list[dict[str, Any]]:
+    """Rows nearest to a text, a picture or an embedding."""
+    entry = await served.database(caller.tenant_id, body.indice_name)
+    image = await asyncio.to_thread(_image, body, served)
+    if image is None and body.text is None and body.embedding_input is None:
+        raise UploadError("give `text`, `image`, `image_url` or `embedding_input`")
+    embedding = None if body.embedding_input is None else tuple(body.embedding_input)
+    text = body.text if image is None and embedding is None else None
+    count = max(body.num_images, min(body.num_result_ids or 0, 1000))
+    query = Query(ref_of(entry), count, text=text, image=image if embedding is None else None, embedding=embedding)
+    found = await served.backend.search(query)
+    return [
+        {
+            "id": row.id,
+            "similarity": row.score,
+            "caption": row.caption,
+            "url": neighbor_answer(served, caller.tenant_id, entry, found.version, row).thumbnail_url,
+            "key": row.key,
+            "licence": row.licence,
+        }
+        for row in found.rows
+    ]
+
+
+@router.post("/metadata")
+async def metadata(body: MetadataBody, served: Served, caller: Reader) -> list[dict[str, Any]]:
+    """What is known of rows."""
+    entry = await served.database(caller.tenant_id, body.indice_name)
+    found = await served.backend.rows(ref_of(entry), body.ids)
+    return [
+        {
+            "id": row.id,
+            "metadata": {"key": row.key, "caption": row.caption, "licence": row.licence, **(row.fields or {})},
+        }
+        for row in found.rows
+    ]
+
+
+def _image(body: KnnBody, served: Services) -> bytes | None:
+    if body.image is not None:
+        return decode_base64(body.image, served.config.uploads)
+    if body.image_url is None:
+        return None
+    data = fetch_image(body.image_url, served.config.uploads)
+    check_image(data, served.config.uploads)
+    return data

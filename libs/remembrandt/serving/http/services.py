@@ -1,0 +1,215 @@
+"""What routes share: accounts, backend, signer, and who is asking."""
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Request
+
+from remembrandt.errors import RemembrandtError
+from remembrandt.generation.requests import DatabaseRef
+from remembrandt.serving.accounts import (
+    Accounts,
+    DatabaseEntry,
+    Keys,
+    Principal,
+    Quotas,
+    RateLimits,
+    Scope,
+    TenantDatabases,
+    audit,
+)
+from remembrandt.serving.backend import Backend
+from remembrandt.serving.config import ServiceConfig
+from remembrandt.serving.errors import NotFoundError
+from remembrandt.serving.models import ServedModel, served_models
+from remembrandt.serving.provenance import Provenance
+from remembrandt.serving.signing import Signer
+
+ResultT = TypeVar("ResultT")
+_KEY_SECONDS = 3.0
+_KNOWN_KEYS = 4096
+
+
+class NotAllowedError(RemembrandtError):
+    """No key, or none that is valid: 401. A valid one without the scope: 403."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Services:
+    """One replica's. Blocking work goes to threads."""
+
+    def __init__(self, config: ServiceConfig, backend: Backend, accounts: Accounts) -> None:
+        self.config, self.backend, self.accounts = config, backend, accounts
+        self.keys, self.databases = Keys(accounts), TenantDatabases(accounts)
+        self.quotas, self.rates = Quotas(accounts), RateLimits(accounts)
+        self._principals: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+
+    @cached_property
+    def signer(self) -> Signer:
+        """Of URLs."""
+        return Signer(self.accounts.secret("urls"), self.config.image_days * 86_400)
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Of finished pictures."""
+        return Provenance(self.config.provenance)
+
+    @property
+    def base_url(self) -> str:
+        """In front of URLs in answers; empty: they are relative to the service."""
+        return (self.config.public_url or "").rstrip("/")
+
+    @cached_property
+    def models(self) -> Mapping[str, ServedModel]:
+        """What each model can do."""
+        return served_models(self.config)
+
+    async def principal(self, key: str) -> Principal | None:
+        """Who a key belongs to. What was found is believed for three seconds; a revoked key lives no longer."""
+        known = hashlib.sha256(key.encode()).digest()
+        if (found := self._principals.get(known)) is not None and time.monotonic() - found[0] < _KEY_SECONDS:
+            return found[1]
+        principal = await asyncio.to_thread(self.keys.verify, key)
+        self._principals.pop(known, None)
+        if principal is not None:
+            self._principals[known] = (time.monotonic(), principal)
+            if len(self._principals) > _KNOWN_KEYS:
+                self._principals.popitem(last=False)
+        return principal
+
+    async def database(self, tenant_id: str, name: str | None) -> DatabaseEntry:
+        """A database that a tenant may read, by name or id; None: the default one.
+
+        Raises:
+            NotFoundError: there is none that it may see.
+        """
+        shared = self.config.shared_databases
+        if name is None:
+            if not shared:
+                raise NotFoundError("name a database: this service has none that everybody may read")
+            name = next(iter(shared))
+        own = await asyncio.to_thread(self.databases.find, tenant_id, name)
+        if own is not None:
+            return own
+        if name in shared:
+            return shared_entry(name, shared[name].uri, shared[name].where)
+        raise NotFoundError(f"there is no database '{name}'")
+
+    def shared_entries(self) -> list[DatabaseEntry]:
+        """Databases that every tenant may read."""
+        return [shared_entry(name, own.uri, own.where) for name, own in self.config.shared_databases.items()]
+
+    async def audit(self, caller: "Caller", action: str, target: str = "", **details: Any) -> None:
+        """Puts on record what somebody did."""
+        await asyncio.to_thread(
+            audit,
+            self.accounts,
+            action,
+            target,
+            principal=caller.principal,
+            request_id=caller.request_id,
+            **details,
+        )
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who is asking, and by which request."""
+
+    principal: Principal
+    request_id: str
+
+    @property
+    def tenant_id(self) -> str:
+        """Of the tenant."""
+        return self.principal.tenant_id
+
+
+def shared_entry(name: str, uri: str, where: Mapping[str, tuple[str, ...]]) -> DatabaseEntry:
+    """A shared database, as if it were a tenant's."""
+    return DatabaseEntry(id=name, name=name, uri=uri, where=where, shared=True)
+
+
+def ref_of(
+    entry: DatabaseEntry,
+    filters: Mapping[str, list[str]] | None = None,
+    without: tuple[int, ...] = (),
+    version: str | None = None,
+) -> DatabaseRef:
+    """Rows of a database: those of its view that also pass the filters."""
+    where = {column: tuple(values) for column, values in entry.where.items()}
+    for column, values in (filters or {}).items():
+        allowed = where.get(column)
+        where[column] = tuple(values) if allowed is None else tuple(v for v in values if v in allowed)
+    return DatabaseRef(uri=entry.uri, version=version, where=where, without=without)
+
+
+def services(request: Request) -> Services:
+    """Of the application."""
+    found: Services = request.app.state.services
+    return found
+
+
+Served = Annotated[Services, Depends(services)]
+
+
+def key_of(request: Request) -> str | None:
+    """The key: `Authorization: Bearer …` as OpenAI's clients send it, or Basic, as a URL with a password gives it."""
+    kind, _, value = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer":
+        return value.strip() or None
+    if kind.lower() == "basic":
+        try:
+            user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
+        except (binascii.Error, UnicodeDecodeError, ValueError):
+            return None
+        return password or user or None
+    return None
+
+
+def caller_with(scope: Scope) -> Callable[..., Any]:
+    """A dependency: a caller whose key has a scope, within its rate."""
+
+    async def caller(request: Request, served: Served) -> Caller:
+        key = key_of(request)
+        principal = None if key is None else await served.principal(key)
+        if principal is None:
+            raise NotAllowedError("this needs a valid API key: send `Authorization: Bearer <key>`", 401)
+        request.state.tenant = principal.tenant_name
+        if not principal.may(scope):
+            raise NotAllowedError(f"this key does not have the scope '{scope}'", 403)
+        if principal.limits.requests_per_minute:
+            await asyncio.to_thread(served.rates.check, principal)
+        return Caller(principal, request.state.request_id)
+
+    return caller
+
+
+Reader = Annotated[Caller, Depends(caller_with("read"))]
+Maker = Annotated[Caller, Depends(caller_with("generate"))]
+Writer = Annotated[Caller, Depends(caller_with("write"))]
+Admin = Annotated[Caller, Depends(caller_with("admin"))]
+
+
+async def tenant_of_picture(request: Request, served: Services) -> str:
+    """Whose picture is asked for: said by a signature, or by a key.
+
+    Raises:
+        NotAllowedError: by neither.
+    """
+    query = dict(request.query_params)
+    if served.signer.is_valid(request.url.path, query):
+        return query["tenant"]
+    caller: Caller = await caller_with("read")(request, served)
+    return caller.tenant_id

@@ -1,0 +1,278 @@
+"""What a sampler deployment does: it draws pictures of all tenants, databases and settings together, and knows none.
+
+One thread draws. While it does, more pictures gather, and they are the next batch.
+"""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest, PairContext, stage_batch
+from remembrandt.generation.contexts import FoundContext, context_of
+from remembrandt.generation.grid import to_pixels
+from remembrandt.generation.requests import PictureRequest
+from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
+from remembrandt.serving.config import ModelConfig
+from remembrandt.serving.errors import DeadlineError
+from remembrandt.serving.metrics import batch_drawn, queue_length, timed
+from remembrandt.serving.retrieval import ModelContext, ModelRequest
+
+Pixels = NDArray[np.uint8]
+"""One picture, (S, S, 3)."""
+OnPartial = Callable[[int, Pixels], None]
+"""Told the number of a picture within its request, and what it is foreseen to be."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One picture to be drawn."""
+
+    request: ModelRequest
+    context: ModelContext
+
+
+class Painter(Protocol):
+    """A loaded model."""
+
+    def paint(
+        self,
+        drawings: Sequence[Drawing],
+        on_step: Callable[[int, int], None],
+        on_picture: Callable[[int, int, Sequence[Pixels]], None] | None,
+    ) -> list[Pixels]:
+        """All pictures. `on_step` may raise to end it; `on_picture` is told now and then what they will be."""
+
+
+class _Given(Exception):  # noqa: N818 - no failure: nobody waits for this batch any more
+    """Nobody waits for the batch."""
+
+
+@dataclass
+class _Ticket:
+    """One request's pictures, until they are drawn."""
+
+    drawings: Sequence[Drawing]
+    deadline: float
+    loop: asyncio.AbstractEventLoop
+    done: "asyncio.Future[list[Pixels]]"
+    on_partial: OnPartial | None
+    pictures: list[Pixels] = field(default_factory=list)
+    gone: bool = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether somebody still waits for it."""
+        return not self.gone and time.monotonic() < self.deadline
+
+
+class Studio:
+    """Draws what it is asked for in batches.
+
+    Args:
+        name: of the model, for metrics.
+        max_batch: pictures that are drawn together.
+        wait_seconds: how long an idle studio waits for more.
+    """
+
+    def __init__(self, name: str, painter: Painter, max_batch: int, wait_seconds: float) -> None:
+        self.name, self._painter, self._max_batch, self._wait = name, painter, max_batch, wait_seconds
+        self._waiting: deque[tuple[_Ticket, int]] = deque()
+        self._condition = threading.Condition()
+        self._closed = False
+        self.batches: deque[int] = deque(maxlen=1000)
+        self._thread = threading.Thread(target=self._work, name=f"studio-{name}", daemon=True)
+        self._thread.start()
+
+    async def draw(
+        self, drawings: Sequence[Drawing], deadline_seconds: float, on_partial: OnPartial | None = None
+    ) -> list[Pixels]:
+        """The pictures, in order. Cancelling it gives them up: a batch that nobody waits for ends early.
+
+        Raises:
+            DeadlineError: they were not drawn in time.
+            RemembrandtError: settings that the model cannot have.
+        """
+        loop = asyncio.get_running_loop()
+        ticket = _Ticket(drawings, time.monotonic() + deadline_seconds, loop, loop.create_future(), on_partial)
+        ticket.pictures = [np.zeros(0, np.uint8)] * len(drawings)
+        with self._condition:
+            self._waiting.extend((ticket, number) for number in range(len(drawings)))
+            queue_length(self.name, len(self._waiting))
+            self._condition.notify()
+        try:
+            async with asyncio.timeout(deadline_seconds):
+                return await ticket.done
+        except TimeoutError:
+            raise DeadlineError(
+                f"the pictures were not drawn within {deadline_seconds:.0f} s: ask for fewer, or for fewer steps"
+            ) from None
+        finally:
+            ticket.gone = True
+
+    def close(self) -> None:
+        """Ends the thread after the batch that it draws."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify()
+
+    @property
+    def length(self) -> int:
+        """Pictures that wait."""
+        return len(self._waiting)
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            self._draw(batch)
+
+    def _next_batch(self) -> list[tuple[_Ticket, int]]:
+        with self._condition:
+            while not self._waiting and not self._closed:
+                self._condition.wait()
+            until = time.monotonic() + self._wait
+            while len(self._waiting) < self._max_batch and not self._closed:
+                if (remaining := until - time.monotonic()) <= 0:
+                    break
+                self._condition.wait(remaining)
+            batch: list[tuple[_Ticket, int]] = []
+            while self._waiting and len(batch) < self._max_batch:
+                place = self._waiting.popleft()
+                if place[0].is_wanted:
+                    batch.append(place)
+            queue_length(self.name, len(self._waiting))
+            closed = self._closed
+        return batch if batch or closed else self._next_batch()
+
+    def _draw(self, batch: list[tuple[_Ticket, int]]) -> None:
+        drawings = [ticket.drawings[number] for ticket, number in batch]
+        watched = any(ticket.on_partial is not None for ticket, _ in batch)
+
+        def on_step(done: int, total: int) -> None:
+            if not any(ticket.is_wanted for ticket, _ in batch):
+                raise _Given
+
+        def on_picture(done: int, total: int, pictures: Sequence[Pixels]) -> None:
+            for (ticket, number), picture in zip(batch, pictures, strict=True):
+                if ticket.on_partial is not None and not ticket.gone:
+                    ticket.loop.call_soon_threadsafe(ticket.on_partial, number, picture)
+
+        try:
+            with timed("sample"):
+                pictures = self._painter.paint(drawings, on_step, on_picture if watched else None)
+        except _Given:
+            return
+        except Exception as error:  # noqa: BLE001 - it belongs to whoever waits, not to this thread
+            self._failed(batch, error)
+            return
+        batch_drawn(self.name, len(batch))
+        self.batches.append(len(batch))
+        for (ticket, number), picture in zip(batch, pictures, strict=True):
+            ticket.pictures[number] = picture
+        for ticket in {id(ticket): ticket for ticket, _ in batch}.values():
+            if all(picture.size for picture in ticket.pictures):
+                _settle(ticket, ticket.pictures)
+
+    def _failed(self, batch: list[tuple[_Ticket, int]], error: Exception) -> None:
+        """One by one, so that each request has its own answer."""
+        tickets = list({id(ticket): ticket for ticket, _ in batch}.values())
+        if len(tickets) == 1:
+            tickets[0].gone = True
+            _settle(tickets[0], error)
+            return
+        for own in tickets:
+            self._draw([place for place in batch if place[0] is own])
+
+
+def _settle(ticket: _Ticket, answer: list[Pixels] | Exception) -> None:
+    def settle() -> None:
+        if ticket.done.done():
+            return
+        if isinstance(answer, Exception):
+            ticket.done.set_exception(answer)
+        else:
+            ticket.done.set_result(answer)
+
+    if not ticket.loop.is_closed():
+        ticket.loop.call_soon_threadsafe(settle)
+
+
+class RdmPainter:
+    """Draws with an RDM."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        device, dtype = place(config)
+        self._sampler = RdmSampler.load(config.model, device, dtype)
+        if config.compile:
+            self._sampler.compile()
+
+    def paint(
+        self,
+        drawings: Sequence[Drawing],
+        on_step: Callable[[int, int], None],
+        on_picture: Callable[[int, int, Sequence[Pixels]], None] | None,
+    ) -> list[Pixels]:
+        """As the protocol says."""
+        requests = [drawing.request for drawing in drawings]
+        contexts = [drawing.context for drawing in drawings]
+        assert all(isinstance(own, FoundContext) for own in contexts)
+        found = [own for own in contexts if isinstance(own, FoundContext)]
+        settings = tuple(
+            SampleSettings(own.guidance_scale, own.sampler) for own in requests if isinstance(own, PictureRequest)
+        )
+        batch = SampleBatch(context_of(self._sampler, found), tuple(own.seed for own in requests), settings)
+
+        def foreseen(done: int, total: int, pixels_BCHW: torch.Tensor) -> None:
+            assert on_picture is not None
+            on_picture(done, total, to_pixels(pixels_BCHW))
+
+        steps = max(own.sampler.num_inference_steps for own in settings)
+        every = max(1, steps // 4)
+        return to_pixels(self._sampler.sample(batch, None if on_picture is None else foreseen, every, on_step))
+
+
+class CascadePainter:
+    """Draws with the stages of a Re-Imagen, one after the other."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._cascade = CascadeGenerator.load(config.model, *place(config)).cascade
+
+    def paint(
+        self,
+        drawings: Sequence[Drawing],
+        on_step: Callable[[int, int], None],
+        on_picture: Callable[[int, int, Sequence[Pixels]], None] | None,
+    ) -> list[Pixels]:
+        """As the protocol says; what is foreseen are the pictures of the stage before."""
+        requests = [own.request for own in drawings if isinstance(own.request, CascadeRequest)]
+        contexts = [own.context for own in drawings if isinstance(own.context, PairContext)]
+        stages = self._cascade.stages
+
+        def batch_of(number: int, low_res_BCHW: torch.Tensor | None) -> Any:
+            if on_picture is not None and low_res_BCHW is not None:
+                on_picture(number, len(stages), to_pixels(low_res_BCHW))
+            return stage_batch(requests, contexts, number, stages[number].config.neighbor_edge, low_res_BCHW)
+
+        return to_pixels(self._cascade.sample(batch_of, on_step)[-1])
+
+
+def open_painter(config: ModelConfig) -> Painter:
+    """Loads a model.
+
+    Raises:
+        RemembrandtError: it cannot be loaded.
+    """
+    return RdmPainter(config) if config.kind == "rdm" else CascadePainter(config)
+
+
+def place(config: ModelConfig) -> tuple[str, torch.dtype]:
+    """Where the network goes."""
+    torch.set_num_threads(config.threads)
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return "cuda" if torch.cuda.is_available() else "cpu", dtype
