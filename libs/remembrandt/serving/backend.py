@@ -108,7 +108,7 @@ class LocalBackend:
 
     async def start_build(self, job_id: str) -> None:
         """As the protocol says."""
-        command = [sys.executable, "-m", "remembrandt.serving.building", job_id, self._config.model_dump_json()]
+        command = [sys.executable, "-m", "remembrandt.serving.building", job_id, service_json(self._config)]
         self._builds[job_id] = await asyncio.to_thread(subprocess.Popen, command)
 
     async def build_failed(self, job_id: str) -> bool:
@@ -150,5 +150,6 @@ async def stream(
 
 
 def service_json(config: ServiceConfig) -> str:
-    """For a build's command line; the accounts' URL may hold a password, so it stays in the environment."""
-    return json.dumps(config.model_dump(mode="json", exclude={"accounts"}))
+    """For a build's command line. A URL of PostgreSQL holds a password, so it comes by the environment alone."""
+    secret = config.accounts is not None and not config.accounts.startswith("sqlite")
+    return json.dumps(config.model_dump(mode="json", exclude={"accounts"} if secret else None))

@@ -1,6 +1,7 @@
 """What a service is told: the `args` of its entry in a Serve configuration file."""
 
 import os
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -12,6 +13,7 @@ from remembrandt.errors import ConfigError
 from remembrandt.serving.accounts import Limits
 
 ACCOUNTS = "REMEMBRANDT_ACCOUNTS"
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)\}")
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 
@@ -201,9 +203,23 @@ class ServiceConfig(Config):
 
 
 def parse_service(args: dict[str, Any]) -> ServiceConfig:
-    """The `args` of a Serve configuration.
+    """The `args` of a Serve configuration; `${NAME}` in a text is an environment variable.
 
     Raises:
-        ConfigError: unknown or impossible settings, by name.
+        ConfigError: unknown or impossible settings, by name; a variable that is not set.
     """
-    return parse_config(ServiceConfig, args, "service args")
+    return parse_config(ServiceConfig, _expanded(args), "service args")
+
+
+def _expanded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _expanded(own) for key, own in value.items()}
+    if isinstance(value, list):
+        return [_expanded(own) for own in value]
+    return _VARIABLE.sub(_variable, value) if isinstance(value, str) else value
+
+
+def _variable(found: re.Match[str]) -> str:
+    if (value := os.environ.get(found[1])) is None:
+        raise ConfigError(f"service args: ${{{found[1]}}} is not set in the environment of the cluster")
+    return value

@@ -1,0 +1,250 @@
+"""The service on Ray Serve: an ingress, retrieval, and one sampler deployment a model.
+
+What a replica answers a client's mistake with is a value, not an exception: it is no failure of the replica.
+"""
+
+import asyncio
+import shlex
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.dashboard.modules.job.common import JobStatus
+from ray.exceptions import RayActorError
+from ray.job_submission import JobSubmissionClient
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from remembrandt.data.decode import DecodeError
+from remembrandt.distributed import plain_error
+from remembrandt.errors import RemembrandtError, ServiceError
+from remembrandt.generation.requests import DatabaseRef
+from remembrandt.serving.accounts import Accounts
+from remembrandt.serving.backend import Drawn, service_json, stream
+from remembrandt.serving.coalescing import Coalescer
+from remembrandt.serving.config import ServiceConfig, parse_service
+from remembrandt.serving.errors import TooManyRequestsError, UploadError
+from remembrandt.serving.http import create_app
+from remembrandt.serving.painting import Drawing, Studio, open_painter
+from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
+from remembrandt.serving.telemetry import trace_to
+
+ResultT = TypeVar("ResultT")
+_ATTEMPTS = 3
+_SEARCHES = 64
+Handle = DeploymentHandle[Any]
+
+
+@serve.deployment(name="Retrieval")
+class RetrievalDeployment:
+    """`Retrieval` in replicas: each multiplexes databases, and searches together what many clients ask for."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._config = parse_service(config)
+        trace_to(self._config.telemetry, "retrieval")
+        self._retrieval = Retrieval(self._config)
+        self._threads = ThreadPoolExecutor(self._config.retrieval_threads, thread_name_prefix="retrieval")
+        self._searches = Coalescer(self._in_thread(self._retrieval.search), _SEARCHES)
+        shared = [DatabaseRef(uri=own.uri, where=own.where) for own in self._config.shared_databases.values()]
+        self._retrieval.warm(shared)
+
+    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
+        """As `Retrieval.find`."""
+        return await self._in_thread(self._retrieval.find)(model, requests)
+
+    async def search(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
+        """As `Retrieval.search`, together with those of other callers."""
+        return await asyncio.gather(*(self._searches.submit(query) for query in queries))
+
+    async def read(self, what: str, *arguments: Any) -> Any:
+        """`rows`, `image` or `facts` of `Retrieval`."""
+        assert what in ("rows", "image", "facts")
+        try:
+            return await self._in_thread(getattr(self._retrieval, what))(*arguments)
+        except (RemembrandtError, DecodeError) as error:
+            return _as_value(error)
+
+    def _in_thread(self, work: Callable[..., ResultT]) -> Callable[..., Awaitable[ResultT]]:
+        async def run(*arguments: Any) -> ResultT:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments))
+
+        return run
+
+
+@serve.deployment
+class SamplerDeployment:
+    """A `Studio` in replicas."""
+
+    def __init__(self, config: dict[str, Any], model: str) -> None:
+        service = parse_service(config)
+        trace_to(service.telemetry, f"sampler-{model}")
+        own = service.models[model]
+        self._studio = Studio(model, open_painter(own), own.max_batch, own.batch_wait_seconds)
+
+    async def draw(
+        self, drawings: Sequence[Drawing], deadline_seconds: float, partials: bool
+    ) -> AsyncGenerator[Drawn | RemembrandtError]:
+        """As `Backend.draw`."""
+        try:
+            async for drawn in stream(self._studio, drawings, deadline_seconds, partials=partials):
+                yield drawn
+        except RemembrandtError as error:
+            yield _as_value(error)
+
+    async def ready(self) -> bool:
+        """Whether it has loaded."""
+        return True
+
+
+@serve.deployment(name="Ingress")
+@serve.ingress()
+class IngressDeployment:
+    """The HTTP API in replicas."""
+
+    def __init__(
+        self, config: dict[str, Any], retrieval: Handle, samplers: dict[str, Handle], gallery: str | None
+    ) -> None:
+        self._config = parse_service(config)
+        self._backend = ServeBackend(self._config, retrieval, samplers)
+        self._gallery = None if gallery is None else Path(gallery)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Serve asks for after the constructor."""
+        return create_app(self._config, self._backend, Accounts(self._config.accounts_url), self._gallery)
+
+
+class ServeBackend:
+    """A `Backend` over deployment handles. Where a replica dies in mid-request, another is asked, by the same seed."""
+
+    def __init__(self, config: ServiceConfig, retrieval: Handle, samplers: dict[str, Handle]) -> None:
+        self._config, self._retrieval = config, retrieval
+        self._streams = {name: handle.options(stream=True) for name, handle in samplers.items()}
+        self._samplers = samplers
+        self._searches: Coalescer[Query, Rows | RemembrandtError] = Coalescer(self._search_all, _SEARCHES)
+
+    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
+        """As the protocol says."""
+        return cast(list[Found | RemembrandtError], await self._ask(self._retrieval.find, model, list(requests)))
+
+    async def search(self, query: Query) -> Rows:
+        """As the protocol says: those that come while one call is under way go together in the next."""
+        return _plain(await self._searches.submit(query))
+
+    async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
+        """As the protocol says."""
+        return cast(Rows, _plain(await self._ask(self._retrieval.read, "rows", ref, list(ids))))
+
+    async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
+        """As the protocol says."""
+        return cast(bytes, _plain(await self._ask(self._retrieval.read, "image", ref, row, size)))
+
+    async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
+        """As the protocol says."""
+        return cast(DatabaseFacts, _plain(await self._ask(self._retrieval.read, "facts", ref)))
+
+    async def draw(
+        self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
+    ) -> AsyncGenerator[Drawn]:
+        """As the protocol says."""
+        for attempt in range(_ATTEMPTS):
+            answers: Any = self._streams[model].draw.remote(list(drawings), deadline_seconds, partials)
+            try:
+                async for drawn in answers:
+                    yield _plain(drawn)
+                return
+            except BackPressureError:
+                raise _busy() from None
+            except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise _unavailable(model) from error
+            finally:
+                answers.cancel()
+
+    async def start_build(self, job_id: str) -> None:
+        """As the protocol says: a Ray job, so that it outlives this replica."""
+        python = shlex.quote(sys.executable)
+        command = f"{python} -m remembrandt.serving.building {job_id} {shlex.quote(service_json(self._config))}"
+        try:
+            await asyncio.to_thread(lambda: _jobs().submit_job(entrypoint=command, submission_id=job_id))
+        except (RuntimeError, OSError) as error:
+            raise ServiceError(f"Ray's job server does not take the build: {error}") from error
+
+    async def build_failed(self, job_id: str) -> bool:
+        """As the protocol says."""
+        try:
+            status = await asyncio.to_thread(lambda: _jobs().get_job_status(job_id))
+        except RuntimeError:
+            return True
+        except OSError:
+            return False
+        return status in (JobStatus.FAILED, JobStatus.STOPPED)
+
+    async def ready(self) -> bool:
+        """As the protocol says."""
+        if self._config.shared:
+            await self.facts(next(DatabaseRef(uri=own.uri) for own in self._config.shared_databases.values()))
+        for name, handle in self._samplers.items():
+            try:
+                await handle.ready.remote()
+            except (BackPressureError, RayActorError, ReplicaUnavailableError):
+                continue  # busy or being replaced is not down
+            except DeploymentUnavailableError:
+                raise _unavailable(name) from None
+        return True
+
+    async def _search_all(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
+        return cast(list[Rows | RemembrandtError], await self._ask(self._retrieval.search, queries))
+
+    async def _ask(self, method: Any, *arguments: Any) -> Any:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await method.remote(*arguments)
+            except BackPressureError:
+                raise _busy() from None
+            except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise _unavailable("retrieval") from error
+            except ray.exceptions.RayTaskError as error:
+                raise plain_error(error) from error
+        raise AssertionError
+
+
+def application(config: ServiceConfig, gallery: Path | None = None) -> serve.Application:
+    """All deployments, bound to each other; `gallery`: folder of the web page."""
+    args = config.model_dump(mode="json")
+    retrieval = RetrievalDeployment.options(**config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
+    samplers = {
+        name: SamplerDeployment.options(name=f"Sampler-{name}", **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
+        for name, model in config.models.items()
+    }
+    ingress = IngressDeployment.options(**config.ingress.options())  # type: ignore[attr-defined]
+    return cast(serve.Application, ingress.bind(args, retrieval, samplers, None if gallery is None else str(gallery)))
+
+
+def _jobs() -> JobSubmissionClient:
+    return JobSubmissionClient(ray.get_runtime_context().gcs_address)
+
+
+def _as_value(error: BaseException) -> RemembrandtError:
+    if isinstance(error, RemembrandtError):
+        return error
+    return UploadError(f"the image is not accepted: {error}")
+
+
+def _plain(answer: ResultT | RemembrandtError) -> ResultT:
+    if isinstance(answer, RemembrandtError):
+        raise answer
+    return answer
+
+
+def _busy() -> TooManyRequestsError:
+    return TooManyRequestsError("more is asked for than can be made now: try again in a moment", retry_after=2)
+
+
+def _unavailable(what: str) -> ServiceError:
+    return ServiceError(f"no replica of {what} answers")
