@@ -17,8 +17,10 @@ import pytest
 
 from tests.support.databases import *  # noqa: F403
 from tests.support.elasticsearch_node import *  # noqa: F403
+from tests.support.postgres import *  # noqa: F403
 from tests.support.processes import free_ports
 from tests.support.seaweed import BUCKET, S3Settings, SeaweedServer
+from tests.support.service import *  # noqa: F403
 
 if TYPE_CHECKING:
     from tests.support.ray_cluster import RayCluster

@@ -31,6 +31,7 @@ _ENTRIES = {
     "datasets": _Entry("datasets", "datasets_app", "Prepare sample data sets from package registries."),
     "pack": _Entry("models", "pack", "Copy a finished model in half precision."),
     "ratings": _Entry("ratings", "ratings", "What people said on a page of `evaluate.py --protocol entity-draw`."),
+    "tenants": _Entry("tenants", "tenants_app", "Tenants of a service, their keys and limits."),
     "sample": _Entry("sample", "sample", "Draw pictures from the neighbours of prompts."),
     "demo-samples": _Entry("sample", "demo_samples", "Samples from the emoji database (make demo).", hidden=True),
     "demo-sheets": _Entry("demo", "demo_sheets", "Contact sheets of the emoji database (make demo).", hidden=True),
