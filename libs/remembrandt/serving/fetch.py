@@ -4,7 +4,7 @@ import ipaddress
 import posixpath
 import socket
 from collections.abc import Callable, Sequence
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 import httpx
 
@@ -80,7 +80,7 @@ def _get(url: str, config: UploadConfig, resolve: Resolve) -> bytes | str:
     if port not in (None, _PORTS[parts.scheme]):
         raise UploadError("an image URL must use its scheme's own port")
     address = _public_address(host, _PORTS[parts.scheme], resolve)
-    target = parts._replace(netloc=f"[{address}]" if ":" in address else address, fragment="").geturl()
+    target = _target(parts, address)
     try:
         with (
             httpx.Client(timeout=config.fetch_timeout_seconds, trust_env=False) as client,
@@ -98,6 +98,10 @@ def _get(url: str, config: UploadConfig, resolve: Resolve) -> bytes | str:
             return bytes(data)
     except (httpx.HTTPError, httpx.InvalidURL):
         raise UploadError("the image URL does not answer") from None
+
+
+def _target(parts: SplitResult, address: str) -> str:
+    return parts._replace(netloc=f"[{address}]" if ":" in address else address, fragment="").geturl()
 
 
 def _public_address(host: str, port: int, resolve: Resolve) -> str:

@@ -137,10 +137,10 @@ class Retrieval:
         """Rows by id.
 
         Raises:
-            SearchError: an id that is no row.
+            SearchError: an id that is no row, or none of the part that `ref` names.
         """
-        pinned = self._resolve(ref)
-        database = self._databases[pinned]
+        database = self._databases[self._resolve(ref)]
+        check_rows_allowed(database, ref.filter, ids)
         return Rows(database.name, database.version, tuple(_records(database, list(ids), None)))
 
     def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
@@ -195,9 +195,6 @@ class Retrieval:
     def _search(self, queries: Sequence[Query]) -> list[Rows]:
         first = queries[0]
         database, where = self._databases[first.database], first.database.filter
-        if first.row is not None:
-            ids = [query.row for query in queries if query.row is not None]
-            check_rows_allowed(database, where, ids)
         k = min(first.k, database.num_rows)
         vectors = None
         if first.kind in ("text", "image"):
@@ -229,7 +226,6 @@ class Retrieval:
         if not rows and not pictures:
             return request
         database = self._databases[request.database]
-        check_rows_allowed(database, request.database.filter, rows)
         found = self._encoder(database).encode_images(pictures).tolist() if pictures else []
         strategy = ExemplarsStrategy(ids=rows, embeddings=tuple(map(tuple, found)))
         return request.model_copy(update={"strategy": strategy, "exemplar_rows": (), "exemplar_images": ()})

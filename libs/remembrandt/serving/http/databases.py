@@ -123,6 +123,7 @@ async def delete_database(database: Name, served: Served, caller: Writer) -> Res
 async def search(database: Name, body: SearchBody, served: Served, caller: Reader) -> SearchAnswer:
     """Rows nearest to a text, a picture or another row, or whose captions match best by BM25."""
     entry = await served.database(caller.tenant_id, database)
+    await served.check_rows(entry, [] if body.row is None else [body.row])
     image = None if body.image is None else await asyncio.to_thread(decode_base64, body.image, served.config.uploads)
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
     query = SearchQuery(ref, body.k, text=body.text, image=image, bm25=body.bm25, row=body.row)

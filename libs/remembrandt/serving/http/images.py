@@ -110,6 +110,8 @@ async def _check(body: GenerationBody, served: Services, caller: Caller) -> _Ask
         raise ConfigError(f"n = {body.n} is too many: ask for at most {served.config.max_images} at once")
     needs_none = body.strategy == "none" and body.database is None
     entry = None if needs_none else await served.database(caller.tenant_id, body.database)
+    if entry is not None:
+        await served.check_rows(entry, [own.row for own in body.exemplars if own.row is not None])
     ref = None if entry is None else ref_of(entry, body.filters, tuple(body.without))
     deadline = min(body.timeout or served.config.deadline_seconds, served.config.deadline_seconds)
     return _Asked(body, model, entry, ref, deadline)

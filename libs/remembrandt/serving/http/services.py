@@ -6,7 +6,7 @@ import binascii
 import hashlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeVar
@@ -105,6 +105,15 @@ class Services:
         if name in shared:
             return shared_entry(name, shared[name].uri, shared[name].where)
         raise NotFoundError(f"there is no database '{name}'")
+
+    async def check_rows(self, entry: DatabaseEntry, ids: Sequence[int]) -> None:
+        """Rows outside a view do not exist for whoever sees the view.
+
+        Raises:
+            SearchError: one of them is outside.
+        """
+        if entry.where and ids:
+            await self.backend.rows(ref_of(entry), ids)
 
     def shared_entries(self) -> list[DatabaseEntry]:
         """Databases that every tenant may read."""

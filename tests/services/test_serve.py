@@ -1,0 +1,165 @@
+"""The service on Ray Serve: an ordinary OpenAI client, replicas that die, queues that are full, clients that leave."""
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+from PIL import Image
+from ray import serve
+
+from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
+from services.app import build
+from tests.support.processes import free_ports
+from tests.support.ray_cluster import RayCluster
+from tests.support.serving import kill, replicas, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+SMALL = {"num_cpus": 0.05}
+
+
+@dataclass(frozen=True)
+class Running:
+    url: str
+    key: str
+
+    @property
+    def http(self) -> httpx.Client:
+        return httpx.Client(
+            base_url=self.url, headers={"authorization": f"Bearer {self.key}"}, timeout=120, trust_env=False
+        )
+
+    @property
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=self.key, max_retries=0, http_client=self.http)
+
+
+@pytest.fixture(scope="module")
+def running(
+    _session_ray_cluster: RayCluster, service_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    _session_ray_cluster.connect()
+    folder = tmp_path_factory.mktemp("serve")
+    two = {**SMALL, "min": 2, "max": 2, "max_ongoing": 16, "max_queued": 32}
+    model = {**service_values["models"]["rdm"], "replicas": two}
+    args = {
+        **service_values,
+        "models": {"rdm": model},
+        "accounts": f"sqlite:///{folder}/accounts.db",
+        "storage": str(folder / "storage"),
+        "retrieval": two,
+        "ingress": {**SMALL, "max_ongoing": 64},
+    }
+    (port,) = free_ports(1)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(args), name="remembrandt", route_prefix="/")
+    accounts = Accounts(args["accounts"])
+    tenant = Tenants(accounts).create("alice", Limits(requests_per_minute=0, max_concurrent=1000))
+    key = Keys(accounts).create(tenant.id, ["read", "generate", "write"]).secret
+    yield Running(f"http://127.0.0.1:{port}", key)
+    serve.shutdown()
+    accounts.close()
+
+
+def pixels(encoded: str | None) -> np.ndarray:
+    assert encoded is not None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded)))).astype(int)
+
+
+def test_an_openai_client_paints_from_the_cluster(running: Running) -> None:
+    assert running.http.get("/readyz").json() == {"status": "ready"}
+    made = running.openai.images.generate(prompt="a red circle", n=2, extra_body={"seed": 3})
+    assert made.data is not None and [pixels(own.b64_json).shape for own in made.data] == [(16, 16, 3)] * 2
+    found = running.http.post("/v1/databases/drawings/search", json={"text": "a red circle", "k": 5}).json()
+    assert [row["row"] for row in found["rows"]][:4] == [row["row"] for row in made.data[0].neighbors]  # type: ignore[attr-defined]
+
+
+def test_it_streams_what_pictures_will_be(running: Running) -> None:
+    stream = running.openai.images.generate(
+        prompt="a red circle", stream=True, partial_images=2, extra_body={"steps": 8}
+    )
+    kinds = [event.type for event in stream]
+    assert kinds == ["image_generation.partial_image"] * 2 + ["image_generation.completed"]
+
+
+def test_a_mistake_is_the_clients_on_the_cluster_too(running: Running) -> None:
+    answer = running.http.post("/v1/images/generations", json={"prompt": "x", "filters": {"colour": ["red"]}})
+    assert answer.status_code == 400 and "cannot be filtered" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("deployment", ["Sampler-rdm", "Retrieval"])
+def test_a_replica_that_dies_in_mid_request_is_not_noticed(running: Running, deployment: str) -> None:
+    wait_until(lambda: len(replicas(deployment)) >= 2, 120, f"two replicas of {deployment}")
+    body = {"prompt": "a red circle", "steps": 60, "seed": 4}
+    wanted = running.http.post("/v1/images/generations", json=body).json()["data"][0]
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(running.http.post, "/v1/images/generations", json=body) for _ in range(8)]
+        time.sleep(0.15)
+        kill(replicas(deployment)[0])
+        answers = [own.result() for own in asked]
+    assert [own.status_code for own in answers] == [200] * 8, [own.text for own in answers if own.status_code != 200]
+    for own in answers:
+        np.testing.assert_allclose(pixels(own.json()["data"][0]["b64_json"]), pixels(wanted["b64_json"]), atol=1)
+
+
+def test_more_than_can_be_made_is_told_to_come_back(running: Running) -> None:
+    body = {"prompt": "a red circle", "steps": 400, "n": 8, "timeout": 60}
+    with ThreadPoolExecutor(90) as pool:
+        statuses = list(
+            pool.map(lambda _: running.http.post("/v1/images/generations", json={**body, "steps": 100}), range(90))
+        )
+    refused = [own for own in statuses if own.status_code == 429]
+    assert {own.status_code for own in statuses} <= {200, 429, 504} and refused
+    assert all(int(own.headers["retry-after"]) >= 1 for own in refused)
+    assert running.http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
+
+
+def test_a_client_that_leaves_frees_its_place(running: Running) -> None:
+    with (
+        httpx.Client(trust_env=False) as leaving,
+        leaving.stream(
+            "POST",
+            f"{running.url}/v1/images/generations",
+            headers={"authorization": f"Bearer {running.key}"},
+            json={"prompt": "a", "n": 8, "steps": 999, "stream": True, "partial_images": 3},
+            timeout=60,
+        ) as stream,
+    ):
+        next(stream.iter_lines())
+    start = time.monotonic()
+    threads = [
+        threading.Thread(target=running.http.post, args=("/v1/images/generations",), kwargs={"json": {"prompt": "a"}})
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - start < 20
+
+
+def test_the_configurations_are_ones_that_the_code_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import yaml
+    from ray.serve.schema import ServeDeploySchema
+
+    from remembrandt.serving.config import parse_service
+
+    monkeypatch.setenv("REMEMBRANDT_HOME", str(tmp_path))
+    files = sorted(Path("services/configs").glob("*.yaml"))
+    assert files
+    for file in files:
+        values = yaml.safe_load(file.read_text())
+        schema = ServeDeploySchema.model_validate(values)
+        assert schema.applications[0].import_path == "services.app:build"
+        config = parse_service(values["applications"][0]["args"])
+        assert "${" not in json.dumps(config.model_dump(mode="json"))
