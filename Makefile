@@ -57,6 +57,9 @@ gpu-check: .venv/.installed-dev  ## On a machine with a CUDA GPU: speed and memo
 lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
 	$(LOCK) --upgrade $(EXTRAS) pyproject.toml -o requirements.lock
 	$(LOCK) --constraints requirements.lock $(EXTRAS) --group dev pyproject.toml -o requirements-dev.lock
+	version=$$(sed -n 's/^faiss-cpu==\([^ ]*\).*/\1/p' requirements.lock); echo "faiss-gpu==$$version" | $(LOCK) --upgrade --no-annotate \
+	  --constraints requirements.lock --no-emit-package numpy --no-emit-package packaging - -o cluster/faiss-gpu.lock
+	printf 'hatchling>=1.27\nuv==$(UV_VERSION)\n' | $(LOCK) --upgrade --no-annotate - -o cluster/build.lock
 
 clean:  ## Removes the environment, caches, builds and the demo
 	cluster/local.sh down
