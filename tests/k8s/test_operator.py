@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.control_plane import ControlPlane, control_plane, decoded  # noqa: F401 - a fixture
+from tests.support.control_plane import ControlPlane, decoded
 from tests.support.manifest_rules import cluster_spec
 from tests.support.manifests import K8S, Document, compose, render, roots
 from tests.support.processes import wait_until
@@ -39,7 +39,7 @@ def secret_of(container: Document, name: str) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def plane(control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> ControlPlane:  # noqa: F811
+def plane(control_plane: ControlPlane) -> ControlPlane:
     """With the whole of overlays/dev applied, and one more cluster and both jobs beside it."""
     control_plane.apply([next(d for d in render(K8S / "base") if d["kind"] == "Namespace")])
     for root in (
@@ -296,3 +296,15 @@ def test_samplers_ask_for_a_gpu_in_the_gpu_overlay(plane: ControlPlane, tmp_path
     assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in sampler["spec"]["tolerations"]
     retrieval = ray_container(plane.items("pods", "gpu", "ray.io/group=retrieval")[0])
     assert retrieval["resources"]["limits"] == {"cpu": "2", "memory": "12Gi"}
+
+
+def test_what_a_deleted_cluster_left_in_redis_can_be_removed(plane: ControlPlane) -> None:
+    """Last of all. Without that pod (refused by Pod Security, say) the cluster would stay, half deleted."""
+    plane.kubectl("delete", "raycluster/interactive", "-n", NAMESPACE, "--wait=false")
+
+    labels = "ray.io/cluster=interactive,ray.io/node-type=redis-cleanup"
+    (pod,) = pods_of(plane, labels, 1)
+    container = ray_container(pod)
+    assert container["image"] == "remembrandt:0.1.0"
+    assert secret_of(container, "REDIS_PASSWORD") == ("remembrandt-redis", "password")
+    assert pod["metadata"]["labels"]["app.kubernetes.io/component"] == "interactive", "or the network keeps it in"

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Self
 
@@ -221,7 +222,7 @@ class Kubelet:
         self._plane = plane
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self.errors: list[str] = []
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -230,14 +231,23 @@ class Kubelet:
     def __exit__(self, *_: object) -> None:
         self._end.set()
         self._thread.join(timeout=30)
+        if self._failure is not None:
+            raise self._failure
 
     def _run(self) -> None:
-        while not self._end.wait(0.5):
-            try:
+        try:
+            while not self._end.wait(0.5):
                 for pod in self._plane.request("GET", "/api/v1/pods")["items"]:
-                    self._tend(pod)
-            except (urllib.error.URLError, OSError) as error:
-                self.errors.append(str(error))  # a pod that has changed or gone meanwhile: the next round sees it
+                    self._tend_if_there(pod)
+        except (OSError, KeyError, ValueError) as error:
+            self._failure = error
+
+    def _tend_if_there(self, pod: Document) -> None:
+        try:
+            self._tend(pod)
+        except urllib.error.HTTPError as error:
+            if error.code not in (HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT):  # gone or changed meanwhile
+                raise
 
     def _tend(self, pod: Document) -> None:
         path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
@@ -288,6 +298,3 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 def decoded(secret: Document, key: str) -> str:
     """A value of a Secret."""
     return base64.b64decode(secret["data"][key]).decode()
-
-
-__all__ = ["ControlPlane", "Kubelet", "control_plane", "decoded", "wait_until"]
