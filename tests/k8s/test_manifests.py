@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 
 from remembrandt.configuration import load_config
 from remembrandt.databases.planning import Rates, Workload, plan_capacity
@@ -188,6 +189,20 @@ def test_samplers_run_on_gpus_in_the_gpu_overlay() -> None:
     options = {deployment["name"]: deployment["ray_actor_options"] for deployment in deployments}
     assert options["Sampler-rdm-small"]["num_gpus"] == 1
     assert "num_gpus" not in options["Retrieval"]
+
+
+def test_rays_autoscaler_reads_the_groups_as_they_are_meant() -> None:
+    service = one(render(K8S / "overlays" / "gpu"), "RayService")
+    cluster = {"metadata": {"name": "any", "namespace": "remembrandt"}, "spec": cluster_spec(service)}
+
+    kinds = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
+
+    gibibyte = 2**30
+    assert {name: kind["resources"] for name, kind in kinds.items()} == {
+        "headgroup": {"CPU": 0, "memory": 8 * gibibyte},
+        "samplers": {"CPU": 8, "GPU": 1, "memory": 64 * gibibyte, "sampler": 1},
+        "retrieval": {"CPU": 2, "memory": 12 * gibibyte, "retrieval": 1},
+    }
 
 
 def test_a_registry_of_ones_own_takes_one_line(tmp_path: Path) -> None:
