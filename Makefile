@@ -21,9 +21,9 @@ export UV_PYTHON_DOWNLOADS := never
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export DEMO_DIR
 
-.PHONY: help demo test test-slow lint fmt bench gpu-check lock clean
+.PHONY: help demo test test-slow test-k8s lint fmt bench gpu-check lock clean
 help:  ## What can be made
-	@sed -n 's/^\([a-z-]*\):.*## */  make \1\t/p' Makefile | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## */  make \1\t/p' Makefile | expand -t 16
 
 demo: .venv/.installed  ## Emoji database from scratch, searched; sheets in .demo/sheets
 	@cluster/demo.sh
@@ -33,6 +33,10 @@ test: .venv/.installed-dev  ## Tests, about 20 minutes on two cores; ARGS='…' 
 
 test-slow: .venv/.installed-dev  ## The long ones: many kills over file and S3, plans against measured rates
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-k8s: .venv/.installed-dev  ## k8s/ on a real API server with the real KubeRay operator; needs Go, builds 10 minutes once
+	tests/k8s/kit/build.sh
+	$(BIN)/python -m pytest -m kubernetes tests/k8s $(ARGS)
 
 lint: .venv/.installed-dev  ## Style, types, and the order of the rooms
 	$(BIN)/ruff check
@@ -53,6 +57,9 @@ gpu-check: .venv/.installed-dev  ## On a machine with a CUDA GPU: speed and memo
 lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
 	$(LOCK) --upgrade $(EXTRAS) pyproject.toml -o requirements.lock
 	$(LOCK) --constraints requirements.lock $(EXTRAS) --group dev pyproject.toml -o requirements-dev.lock
+	version=$$(sed -n 's/^faiss-cpu==\([^ ]*\).*/\1/p' requirements.lock); echo "faiss-gpu==$$version" | $(LOCK) --upgrade --no-annotate \
+	  --constraints requirements.lock --no-emit-package numpy --no-emit-package packaging - -o cluster/faiss-gpu.lock
+	printf 'hatchling>=1.27\nuv==$(UV_VERSION)\n' | $(LOCK) --upgrade --no-annotate - -o cluster/build.lock
 
 clean:  ## Removes the environment, caches, builds and the demo
 	cluster/local.sh down

@@ -19,6 +19,7 @@ from remembrandt.databases.planning import (
     plan_capacity,
     save_rates,
 )
+from remembrandt.databases.planning.capacity import POD_BYTES
 from remembrandt.databases.planning.rates import hardware
 from remembrandt.databases.vectors import VectorConfig
 from remembrandt.errors import ConfigError, StorageError
@@ -82,6 +83,25 @@ def test_actors_share_the_shards_and_each_hold_the_centroids():
     centroids = 4096 * 512 * 4
     assert alone.memory_per_actor == pytest.approx(alone.vectors.memory_bytes, rel=0.001)
     assert four.memory_per_actor == pytest.approx(centroids + 2 / 8 * (alone.memory_per_actor - centroids), rel=0.01)
+
+
+def test_a_retrieval_pod_asks_for_its_vectors_and_for_what_runs_beside_them():
+    plan = plan_capacity(replace(MILLION, actors=4), VectorConfig(), RATES)
+    asked = int(plan.pod.memory.removesuffix("Gi")) * 2**30
+
+    needed = (plan.memory_per_actor + POD_BYTES) / 0.7
+    assert needed <= asked < needed + 2**30
+    assert plan.pod.cpu == "2"
+
+
+def test_a_retrieval_pod_has_room_for_what_it_keeps_of_a_remote_version():
+    plans = [plan_capacity(replace(MILLION, actors=actors), VectorConfig(), RATES) for actors in (1, 4)]
+    alone, four = (int(plan.pod.cache.removesuffix("Gi")) * 2**30 for plan in plans)
+
+    embeddings = 2 * 512 * 10**6
+    assert alone > plans[0].vectors_bytes + plans[0].bm25_bytes + embeddings
+    assert four > plans[1].vectors_bytes / 4 + plans[1].bm25_bytes + embeddings
+    assert four < alone
 
 
 def test_an_index_beyond_the_budget_is_planned_and_marked():
@@ -159,6 +179,7 @@ def test_the_command_prints_a_plan_and_a_table(kept_rates):
     assert "1,000,000 rows × 512 dimensions" in result.stdout
     assert "IVF4096,SQfp16, 8 shards of 125,000 rows" in result.stdout
     assert "in each of 4 actors" in result.stdout
+    assert "4 for retrieval, each cpu 2, memory 5Gi, cache 2Gi (requests on Kubernetes)" in result.stdout
     assert "1,000,000,000" in result.stdout
     assert "! the smallest index is larger than the budget" in result.stdout
 
@@ -169,6 +190,7 @@ def test_the_command_prints_json(kept_rates):
     printed = json.loads(result.stdout)
     assert printed["plan"]["vectors"]["factory"] == "Flat"
     assert [p["workload"]["rows"] for p in printed["table"]] == [10**6, 10**7, 10**8, 10**9]
+    assert printed["plan"]["pod"] == {"cpu": "2", "memory": "5Gi", "cache": "1Gi"}
     assert printed["rates"]["flops"] == 1e11
 
 

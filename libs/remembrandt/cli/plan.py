@@ -65,6 +65,7 @@ def plan(
 def describe(plan: CapacityPlan) -> list[str]:
     """The plan of one database for a person."""
     vectors, work = plan.vectors, plan.workload
+    pod = plan.pod
     over = "" if plan.fits else "  OVER BUDGET: raise --budget"
     stages = ", ".join(f"{name} {format_seconds(seconds)}" for name, seconds in plan.seconds.items() if seconds)
     return [
@@ -78,6 +79,8 @@ def describe(plan: CapacityPlan) -> list[str]:
         f"{format_bytes(plan.vectors_bytes)}, BM25 {format_bytes(plan.bm25_bytes)}",
         f"  build    {format_seconds(plan.build_seconds)} on {work.cores} cores: {stages}",
         f"  search   {plan.search_ms:.2g} ms a query on one core before tuning",
+        f"  pods     {work.actors} for retrieval, each cpu {pod.cpu}, memory {pod.memory}, cache {pod.cache} "
+        "(requests on Kubernetes)",
     ]
 
 

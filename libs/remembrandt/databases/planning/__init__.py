@@ -3,6 +3,7 @@
 from remembrandt.databases.planning.capacity import (
     CapacityPlan,
     Outcome,
+    PodRequest,
     Workload,
     compare,
     cost_table,
@@ -15,6 +16,7 @@ __all__ = [
     "CapacityPlan",
     "EncoderRate",
     "Outcome",
+    "PodRequest",
     "Rates",
     "Workload",
     "compare",

@@ -18,6 +18,14 @@ TEXT_BYTES = 300
 GATE_QUERIES = 200
 OPQ_ROUNDS = 4
 _MEASURED_LISTS = 16_384
+POD_BYTES = 3 * 2**30
+"""Of a retrieval pod beside the vectors. Measured resident: an actor with its libraries 0.4 GB, a process with an
+encoder of queries 1.1 GB, Ray's raylet and agents 0.4 GB; the rest is for Serve's proxy and answers on their way."""
+POD_CORES = 2
+"""One that searches, one for Ray and Serve."""
+OBJECT_STORE_SHARE = 0.3
+"""Of a pod's memory, which Ray takes for its object store unless told otherwise."""
+POD_DISK_SLACK = 1.1
 TABLE_ROWS = (10**6, 10**7, 10**8, 10**9)
 
 
@@ -44,6 +52,21 @@ class Workload:
     cores: int = 1
     gpus: int = 0
     actors: int = 1
+
+
+@dataclass(frozen=True)
+class PodRequest:
+    """What one retrieval pod asks Kubernetes for, as quantities that a manifest takes.
+
+    Attributes:
+        cpu: cores.
+        memory: request and limit, so that nothing else may take it: a searching pod does not shrink.
+        cache: size of the volume behind `REMEMBRANDT_CACHE`, where remote files of the version are kept.
+    """
+
+    cpu: str
+    memory: str
+    cache: str
 
 
 @dataclass(frozen=True)
@@ -84,9 +107,20 @@ class CapacityPlan:
         """Wall time of the whole build."""
         return sum(self.seconds.values())
 
+    @property
+    def pod(self) -> PodRequest:
+        """Of each retrieval pod, with one actor in it; the fullest counts, since any of them may hold rows and BM25."""
+        actors = max(1, self.workload.actors)
+        memory = (self.memory_per_actor + POD_BYTES) / (1 - OBJECT_STORE_SHARE)
+        shards = math.ceil(self.vectors.num_shards / actors) / self.vectors.num_shards
+        embeddings = 2 * self.workload.dim * self.workload.rows
+        cache = POD_DISK_SLACK * (self.vectors_bytes * shards + self.bm25_bytes + embeddings)
+        return PodRequest(cpu=str(POD_CORES), memory=_gibibytes(memory), cache=_gibibytes(cache))
+
     def to_json(self) -> dict[str, Any]:
-        """A plain mapping with the totals."""
-        return {**asdict(self), "disk_bytes": self.disk_bytes, "build_seconds": self.build_seconds}
+        """A plain mapping with the totals, and what a retrieval pod asks for."""
+        totals = {"disk_bytes": self.disk_bytes, "build_seconds": self.build_seconds}
+        return {**asdict(self), **totals, "pod": asdict(self.pod)}
 
 
 @dataclass(frozen=True)
@@ -154,6 +188,10 @@ def compare(plan: CapacityPlan, actual: Outcome) -> list[str]:
         if taken is not None and planned_bytes:
             lines.append(_line(f"{name} size", format_bytes(planned_bytes), format_bytes(taken), planned_bytes, taken))
     return lines
+
+
+def _gibibytes(size: float) -> str:
+    return f"{math.ceil(size / 2**30)}Gi"
 
 
 def _line(name: str, planned: str, actual: str, planned_value: float, actual_value: float) -> str:
