@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 UV := $(shell command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1 && echo uv || echo .venv-uv/bin/uv)
 BIN := .venv/bin
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
-EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra evaluate --extra serve
+EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra evaluate --extra serve --extra postgresql --extra provenance --extra telemetry
 
 DEMO_DIR ?= .demo
 # Arguments for pytest or the benchmarks: make test ARGS='tests/storage -x'.

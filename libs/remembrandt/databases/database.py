@@ -314,7 +314,7 @@ def check_encoder(manifest: Manifest, encoder: ImageTextEncoder) -> None:
 
 def _sql(where: Filter) -> str:
     """The filter as a Lance condition; ids are handled by the mask."""
-    terms = [f"`{column}` IN ({_quoted(values)})" for column, values in where.equals.items()]
+    terms = [f"`{column}` IN ({_quoted(values)})" if values else "false" for column, values in where.equals.items()]
     if where.exclude_groups:
         terms.append(f"`group` NOT IN ({_quoted(where.exclude_groups)})")
     if where.exclude_keys:

@@ -13,7 +13,8 @@ from remembrandt.serving.retrieval import Query
 from remembrandt.serving.types import KnnBody, MetadataBody
 from remembrandt.serving.uploads import check_image, decode_base64
 
-router = APIRouter(tags=["clip-retrieval"])
+# ClipClient sends JSON without saying so.
+router = APIRouter(tags=["clip-retrieval"], strict_content_type=False)
 
 
 @router.post("/indices-list")

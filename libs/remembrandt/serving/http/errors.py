@@ -22,7 +22,6 @@ from remembrandt.serving.errors import (
     TooLargeError,
     TooManyRequestsError,
 )
-from remembrandt.serving.http.middleware import BodyTooLargeError
 from remembrandt.serving.http.services import NotAllowedError
 from remembrandt.serving.types import ErrorAnswer, ErrorDetail
 
@@ -48,7 +47,6 @@ def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(DecodeError, _decode)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(BodyTooLargeError, _too_large)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -108,9 +106,3 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     return JSONResponse(_error(str(error.detail), kind).model_dump(), error.status_code, error.headers)
-
-
-async def _too_large(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse(
-        _error("the request is too large: send less at once", "invalid_request_error").model_dump(), 413
-    )

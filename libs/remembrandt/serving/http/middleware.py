@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remembrandt.serving.metrics import request_done
@@ -18,8 +19,11 @@ _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("remembrandt.requests")
 
 
-class BodyTooLargeError(Exception):
+class BodyTooLargeError(HTTPException):
     """A body is longer than is accepted."""
+
+    def __init__(self) -> None:
+        super().__init__(413, "the request is too large: send less at once")
 
 
 class RequestScope:
