@@ -3,7 +3,7 @@
 import { ApiError, askJson } from "./api.js";
 import { byId, count, h, say } from "./dom.js";
 import { captionOf } from "./exemplars.js";
-import { chooseDatabase, showChoices } from "./settings.js";
+import { chooseDatabase, contents, showChoices } from "./settings.js";
 import { onChange, state } from "./state.js";
 import { showTab } from "./tabs.js";
 
@@ -33,18 +33,18 @@ export function startDatabases() {
 function show() {
   const entries = state.databases.map((own) => {
     const kind = own.shared ? "shared" : own.view_of ? `a view of ${own.view_of}` : "yours";
-    const rows = own.version === null ? "not built yet" : count(own.rows, "row");
     const isChosen = own.id === state.database;
+    const label = { "aria-label": `Paint from ${own.name}`, "aria-pressed": String(isChosen) };
     const use = h(
       "button",
-      { type: "button", "aria-label": `Paint from ${own.name}`, "aria-pressed": String(isChosen), disabled: own.version === null },
+      { type: "button", disabled: own.version === null, ...label },
       isChosen ? "Chosen" : "Paint from it",
-    ); // prettier-ignore
+    );
     use.addEventListener("click", () => {
       chooseDatabase(own.id);
       byId("databases").querySelector('[aria-pressed="true"]')?.focus();
     });
-    const text = h("div", {}, h("strong", {}, own.name), h("span", { class: "facts" }, `${kind} · ${rows}`));
+    const text = h("div", {}, h("strong", {}, own.name), h("span", { class: "facts" }, `${kind} · ${contents(own)}`));
     return h("li", {}, text, use);
   });
   byId("databases").replaceChildren(...entries);

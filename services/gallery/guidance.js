@@ -70,8 +70,11 @@ export function setGuidance(body) {
 
 function build(model) {
   const presets = shown.presets.map((preset) =>
-    h("button", { type: "button", class: "preset", title: preset.about, onclick: () => setGuidance(preset.values) },
-      preset.label), // prettier-ignore
+    h(
+      "button",
+      { type: "button", class: "preset", title: preset.about, onclick: () => setGuidance(preset.values) },
+      preset.label,
+    ),
   );
   const group = h("div", { class: "line wrap", role: "group", "aria-label": "Settings of the paper" }, ...presets);
   const parts = [group, h("p", { class: "hint", id: "guidance-hint" })];

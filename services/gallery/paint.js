@@ -67,7 +67,7 @@ async function paint() {
   };
   const run = beginRun(body, actions);
   // On a phone, the pictures hang below the form.
-  if (run.element.getBoundingClientRect().top > window.innerHeight * 0.8) run.element.scrollIntoView();
+  if (!matchMedia("(min-width: 56rem)").matches) byId("content").scrollIntoView();
   try {
     await receive(run, body, underWay.signal);
     run.finish(seconds());
@@ -124,6 +124,7 @@ function failed(error) {
   }
   if (error.status === 401) onKeyRefused(error.message);
   say(byId("error"), error.message);
+  byId("error").scrollIntoView({ block: "nearest" });
 }
 
 function busy(is) {
@@ -131,6 +132,7 @@ function busy(is) {
   byId("go").hidden = is;
   byId("cancel").hidden = !is;
   byId("progress").hidden = !is;
+  byId("actions").classList.toggle("busy", is);
   byId("progress").removeAttribute("value"); // it moves without a figure until the first view is there
   if (hadFocus) byId(is ? "cancel" : "go").focus();
   if (is) {

@@ -94,13 +94,16 @@ function figure(body, place) {
       image.addEventListener("dragstart", () => setDragged(exemplar));
       const file = `${name.replace(/[^\p{L}\p{N}]+/gu, "-").slice(0, 60)}-${answer.seed}.png`;
       caption.append(
-        h("button", { type: "button", class: "small", onclick: () => actions.onHold(answer.seed), "aria-label": `Hold seed ${answer.seed}`, title: "Hold this seed" }, `seed ${answer.seed}`), // prettier-ignore
+        small(`Hold seed ${answer.seed}`, String(answer.seed), () => actions.onHold(answer.seed)),
         h("a", { class: "small", href: image.src, download: file, "aria-label": `Save picture ${place + 1}` }, "Save"),
-        h("button", { type: "button", class: "small", onclick: () => actions.onProblem(addExemplar(exemplar)), "aria-label": `Paint after picture ${place + 1}`, title: "Paint after this picture" }, "After it"), // prettier-ignore
+        small(`Pin picture ${place + 1}`, "Pin", () => actions.onProblem(addExemplar(exemplar))),
       );
     },
   };
 }
+
+const small = (label, text, onclick) =>
+  h("button", { type: "button", class: "small", onclick, "aria-label": label, title: label }, text);
 
 function group(figures, beside) {
   const pictures = h("div", { class: "pictures" }, ...figures.map((own) => own.element));
@@ -116,7 +119,7 @@ function grouped(body, figures, answers, onProblem) {
   });
   return [...groups.values()].map((places) => {
     const beside = neighbors(body, answers[places[0]], onProblem);
-    return group(places.map((place) => figures[place]), beside); // prettier-ignore
+    return group(places.map((place) => figures[place]), beside);
   });
 }
 
@@ -127,7 +130,8 @@ function neighbors(body, answer, onProblem) {
   const tiles = answer.neighbors.map((own) => {
     if (own.row !== null) return rowTile(own, body.database, "neighbor", onProblem);
     const picture = given.shift();
-    return picture ? givenTile(picture.caption || "your picture", picture.image) : givenTile(`the words “${body.prompt}”`);
+    if (picture === undefined) return givenTile(`the words “${body.prompt}”`);
+    return givenTile(picture.caption || "your picture", picture.image);
   });
   const title = h("h3", {}, count(answer.neighbors.length, "neighbour"));
   return h("section", { "aria-label": "Neighbours" }, title, h("ul", { class: "tiles" }, ...tiles));
@@ -151,9 +155,7 @@ function showAgain(button, body, answers) {
   const rows = new Set(answers.flatMap((answer) => answer.neighbors.map((own) => own.row)));
   const here = [...rows].filter((row) => row !== null).map((row) => ({ database: body.database, row }));
   const [out, pinned] = [here.filter(isLeftOut).length, here.filter(isPinned).length];
-  const changes = [];
-  if (out > 0) changes.push(`without ${out}`);
-  if (pinned > 0) changes.push(`after ${pinned} pinned`);
-  button.textContent = ["Paint again", ...changes].join(" ");
-  button.classList.toggle("primary", changes.length > 0);
+  const change = pinned > 0 ? ` after ${pinned} pinned` : out > 0 ? ` without ${out}` : "";
+  button.textContent = `Paint again${change}`;
+  button.classList.toggle("primary", change !== "");
 }

@@ -21,10 +21,23 @@ const STRATEGIES = {
 const WITHOUT_COUNT = ["text", "exemplars", "none"];
 const WITH_EXEMPLARS = ["", "exemplars", "image"];
 
+/** What a database holds. The service counts rows of whole databases: of a view, it says which rows belong to it. */
+export function contents(database) {
+  if (database.version === null) return "not built yet";
+  const where = Object.entries(database.where).map(([column, values]) => `${column}: ${values.join(", ")}`);
+  return where.length > 0 ? where.join("; ") : count(database.rows, "row");
+}
+
 export const model = () => state.models.find((own) => own.id === byId("model").value);
 export const databaseName = (id) => state.databases.find((own) => own.id === id)?.name ?? id;
 
+/** Neighbours that are wanted, also while the database has fewer rows. */
+let wantedNeighbors = 4;
+
 export function startSettings() {
+  byId("num-neighbors").addEventListener("input", () => {
+    wantedNeighbors = byId("num-neighbors").value;
+  });
   byId("model").addEventListener("change", () => showModel());
   byId("strategy").addEventListener("change", showStrategy);
   byId("steps").addEventListener("input", showSteps);
@@ -36,7 +49,10 @@ export function startSettings() {
     byId("seed-held").checked = true;
   });
   byId("seed-held").addEventListener("change", () => byId("seed").focus());
-  onChange(showStrategy);
+  onChange(() => {
+    showStrategy();
+    if (document.activeElement !== byId("num-neighbors")) showNeighbors(wantedNeighbors);
+  });
 }
 
 /** Fills the choices anew, and keeps what is chosen if it is still there. */
@@ -47,7 +63,7 @@ export function showChoices() {
   if (state.models.some((own) => own.id === chosen)) byId("model").value = chosen;
   else if (state.models.length > 0) showModel();
   const ready = state.databases.filter((own) => own.version !== null);
-  byId("database").replaceChildren(...options(ready, (own) => `${own.name} · ${count(own.rows, "row")}`));
+  byId("database").replaceChildren(...options(ready, (own) => `${own.name} · ${contents(own)}`));
   if (!ready.some((own) => own.id === state.database)) state.database = ready[0]?.id ?? "";
   byId("database").value = state.database;
   changed();
@@ -64,11 +80,18 @@ function showModel() {
   const automatic = h("option", { value: "" }, "automatic");
   const named = own.strategies.map((name) => h("option", { value: name }, STRATEGIES[name]?.[0] ?? name));
   byId("strategy").replaceChildren(automatic, ...named);
-  byId("num-neighbors").value = own.num_neighbors;
+  showNeighbors(own.num_neighbors);
   byId("steps").value = own.default_steps;
   showSteps();
   showGuidance(own);
   showStrategy();
+}
+
+/** @param {number|string} wanted */
+function showNeighbors(wanted) {
+  wantedNeighbors = wanted;
+  const rows = state.databases.find((own) => own.id === state.database)?.rows || Infinity;
+  byId("num-neighbors").value = Math.min(wanted, rows);
 }
 
 const showSteps = () => {
@@ -147,7 +170,7 @@ export function restore(body) {
   byId("count").value = body.n;
   byId("steps").value = body.steps;
   showSteps();
-  if (body.num_neighbors !== undefined) byId("num-neighbors").value = body.num_neighbors;
+  if (body.num_neighbors !== undefined) showNeighbors(body.num_neighbors);
   setGuidance(body.guidance);
   if (body.database !== undefined && body.database !== state.database) chooseDatabase(body.database);
   showStrategy();
