@@ -10,6 +10,8 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
+from starlette.responses import Response
+from starlette.types import Scope
 
 from remembrandt import __version__
 from remembrandt.errors import RemembrandtError
@@ -29,6 +31,17 @@ _SWEEP_SECONDS = 3600
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 409, 413, 422, 429, 503, 504)
 }
+# Captions and file names come from strangers: even if one got into the page as markup, it could run and send nothing.
+_PAGE_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "img-src 'self' data: blob:",
+        "object-src 'none'",
+        "base-uri 'none'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
 health = APIRouter(tags=["health"])
 
 
@@ -62,9 +75,20 @@ def create_app(config: ServiceConfig, backend: Backend, accounts: Accounts, gall
     for router in (health, images.router, databases.router, account.router, clip_retrieval.router):
         app.include_router(router)
     if gallery is not None:
-        app.mount("/", StaticFiles(directory=gallery, html=True), name="gallery")
+        app.mount("/", GalleryFiles(directory=gallery, html=True), name="gallery")
     app.add_middleware(RequestScope, max_body=config.uploads.max_request_bytes)
     return app
+
+
+class GalleryFiles(StaticFiles):
+    """The web page, which loads nothing from elsewhere."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        """As `StaticFiles`, with a policy. Browsers ask whether a file has changed, so that all are of one release."""
+        response = await super().get_response(path, scope)
+        response.headers["content-security-policy"] = _PAGE_POLICY
+        response.headers["cache-control"] = "no-cache"
+        return response
 
 
 @health.get("/healthz")
