@@ -162,16 +162,17 @@ class Retrieval:
         return data.getvalue()
 
     def facts(self, ref: DatabaseRef) -> DatabaseFacts:
-        """What a version holds.
+        """What a version holds; of a part, how many rows it has.
 
         Raises:
             VersionError: nothing is published there.
         """
         pinned = self._resolve(ref)
-        manifest = self._databases[pinned].manifest
+        database = self._databases[pinned]
+        manifest = database.manifest
         return DatabaseFacts(
             manifest.version,
-            manifest.rows,
+            manifest.rows if ref.filter is None else len(database.select(ref.filter)),
             manifest.total_bytes,
             tuple(manifest.fields),
             manifest.bm25 is not None,

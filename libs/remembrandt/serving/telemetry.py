@@ -49,6 +49,12 @@ def request_span(method: str, path: str, headers: Mapping[str, str], request_id:
 
 @contextmanager
 def span(name: str, **attributes: Any) -> Iterator[None]:
-    """A part of a request."""
-    with _tracer.start_as_current_span(name, attributes=attributes):
+    """A part of a request. It is not made the current one: a stream may end in another task than it began in."""
+    part = _tracer.start_span(name, attributes=attributes)
+    try:
         yield
+    except BaseException as error:
+        part.record_exception(error)
+        raise
+    finally:
+        part.end()

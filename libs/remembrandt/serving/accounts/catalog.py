@@ -86,7 +86,7 @@ class TenantDatabases:
         view_of: str | None = None,
         where: Mapping[str, tuple[str, ...]] | None = None,
     ) -> DatabaseEntry:
-        """A new one, empty: its versions will lie at `<root>/<id>`; or a view of `uri`.
+        """A new one, empty: its versions will lie at `<root>/<id>/<name>`; or a view of `uri`.
 
         Raises:
             ConflictError: the tenant has one of this name.
@@ -96,7 +96,7 @@ class TenantDatabases:
             id=database_id,
             tenant_id=tenant_id,
             name=name,
-            uri=uri or f"{root.rstrip('/')}/{database_id}",
+            uri=uri or f"{root.rstrip('/')}/{database_id}/{name}",
             view_of=view_of,
             where={column: list(values) for column, values in (where or {}).items()},
             rows=0,

@@ -114,7 +114,7 @@ async def delete_database(database: Name, served: Served, caller: Writer) -> Res
     entry = await _own(served, caller, database)
     await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
     if entry.view_of is None:
-        await asyncio.to_thread(open_store(entry.uri).delete_tree, "")
+        await asyncio.to_thread(open_store(entry.uri.rpartition("/")[0]).delete_tree, "")
     await served.audit(caller, "database.delete", entry.id, name=entry.name)
     return Response(status_code=204)
 
