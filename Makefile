@@ -11,7 +11,7 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3,$(
 UV := $(shell command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1 && echo uv || echo .venv-uv/bin/uv)
 BIN := .venv/bin
 LOCK := $(UV) pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-header --python-version 3.11
-EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra evaluate --extra serve --extra postgresql --extra provenance --extra telemetry
+EXTRAS := --extra cpu --extra scann --extra datasets --extra train --extra evaluate --extra serve --extra postgresql --extra provenance --extra telemetry --extra demo
 
 DEMO_DIR ?= .demo
 # Arguments for pytest or the benchmarks: make test ARGS='tests/storage -x'.
@@ -21,12 +21,15 @@ export UV_PYTHON_DOWNLOADS := never
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export DEMO_DIR
 
-.PHONY: help demo test test-slow test-k8s lint fmt bench gpu-check lock clean
+.PHONY: help demo demo-stop test test-slow test-k8s lint fmt bench gpu-check lock clean
 help:  ## What can be made
 	@sed -n 's/^\([a-z0-9-]*\):.*## */  make \1\t/p' Makefile | expand -t 16
 
-demo: .venv/.installed  ## Emoji database from scratch, searched; sheets in .demo/sheets
+demo: .venv/.installed  ## Emoji database from scratch, searched, painted from and served; sheets in .demo/sheets
 	@cluster/demo.sh
+
+demo-stop:  ## Ends the page and the API that the demo left running
+	@REMEMBRANDT_HOME="$(DEMO_DIR)" cluster/serve.sh down
 
 test: .venv/.installed-dev  ## Tests, about 20 minutes on two cores; ARGS='…' goes to pytest
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
@@ -63,6 +66,7 @@ lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirement
 
 clean:  ## Removes the environment, caches, builds and the demo
 	cluster/local.sh down
+	cluster/serve.sh down
 	rm -rf .venv .venv-uv .venv-peers .demo .cache build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	rm -rf cluster/elasticsearch/target
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

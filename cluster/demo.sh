@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # `make demo`: pictures → a published, searchable database → a model trained on it → contact sheets of what it finds and
-# of what it paints. What is there already is reused.
+# of what it paints → the service, which stays up (DEMO_SERVE=0: nothing does). What is there already is reused.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -91,4 +91,20 @@ else
   remembrandt demo-samples rdm-small "$database" --tuned "$model" --out "$demo/sheets" | tee "$pictures.part"
   mv "$pictures.part" "$pictures"
 fi
-step "Done"
+if [ "${DEMO_SERVE:-1}" = 0 ]; then
+  step "Done"
+  exit
+fi
+step "Starting the service"
+export REMEMBRANDT_HOME=$demo REMEMBRANDT_ACCOUNTS=sqlite:///$demo/service/accounts.db
+url=$(cluster/serve.sh up)
+key=$demo/service/key
+remembrandt tenants list --json | grep -q '"name": "demo"' || (umask 077 && remembrandt tenants create demo > "$key")
+python cluster/first_picture.py "$url" "$key" "$demo/sheets/first-picture.png"
+step "Done: the page and the API are up; make demo-stop ends them"
+cat <<TEXT
+page   $url/#key=$(cat "$key")
+key    $(cat "$key")
+curl   curl -s $url/v1/images/generations -H "Authorization: Bearer \$(cat $key)" -H 'Content-Type: application/json' \\
+         -d '{"prompt": "a red apple", "database": "emoji", "seed": 1}'
+TEXT

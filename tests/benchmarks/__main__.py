@@ -1,6 +1,7 @@
 """Runs benchmarks one after the other, each with the interpreter of its peers at hand.
 
-python -m tests.benchmarks [NAME …]    all, or some of: bm25, embedding, reimagen, sampling, search, training, vectors
+python -m tests.benchmarks [NAME …]    all, or some of: bm25, embedding, reimagen, sampling, search, service, training,
+                                       vectors
 """
 
 import argparse

@@ -113,13 +113,12 @@ def test_a_replica_that_dies_in_mid_request_is_not_noticed(running: Running, dep
 
 
 def test_more_than_can_be_made_is_told_to_come_back(running: Running) -> None:
-    body = {"prompt": "a red circle", "steps": 400, "n": 8, "timeout": 60}
+    body = {"prompt": "a red circle", "steps": 60, "n": 8, "timeout": 60}
     with ThreadPoolExecutor(90) as pool:
-        statuses = list(
-            pool.map(lambda _: running.http.post("/v1/images/generations", json={**body, "steps": 100}), range(90))
-        )
-    refused = [own for own in statuses if own.status_code == 429]
-    assert {own.status_code for own in statuses} <= {200, 429, 504} and refused
+        answers = list(pool.map(lambda _: running.http.post("/v1/images/generations", json=body), range(90)))
+    refused = [own for own in answers if own.status_code == 429]
+    strange = [own.text for own in answers if own.status_code not in (200, 429, 504)]
+    assert not strange and refused, strange[:3]
     assert all(int(own.headers["retry-after"]) >= 1 for own in refused)
     assert running.http.post("/v1/images/generations", json={"prompt": "a"}).status_code == 200
 

@@ -33,6 +33,7 @@ _ENTRIES = {
     "ratings": _Entry("ratings", "ratings", "What people said on a page of `evaluate.py --protocol entity-draw`."),
     "tenants": _Entry("tenants", "tenants_app", "Tenants of a service, their keys and limits."),
     "sample": _Entry("sample", "sample", "Draw pictures from the neighbours of prompts."),
+    "demo-entities": _Entry("entities", "demo_entities", "Entities that a cascade never saw (make demo).", hidden=True),
     "demo-samples": _Entry("sample", "demo_samples", "Samples from the emoji database (make demo).", hidden=True),
     "demo-sheets": _Entry("demo", "demo_sheets", "Contact sheets of the emoji database (make demo).", hidden=True),
 }

@@ -153,17 +153,22 @@ class ServeBackend:
         """As the protocol says."""
         for attempt in range(_ATTEMPTS):
             answers: Any = self._streams[model].draw.remote(list(drawings), deadline_seconds, partials)
+            under_way = True
             try:
                 async for drawn in answers:
                     yield _plain(drawn)
+                under_way = False
                 return
             except BackPressureError:
+                under_way = False
                 raise _busy() from None
             except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
+                under_way = False
                 if attempt + 1 == _ATTEMPTS:
                     raise _unavailable(model) from error
             finally:
-                answers.cancel()
+                if under_way:  # whoever asked has left; cancelling what has failed would raise its failure once more
+                    answers.cancel()
 
     async def start_build(self, job_id: str) -> None:
         """As the protocol says: a Ray job, so that it outlives this replica."""

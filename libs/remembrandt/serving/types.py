@@ -147,12 +147,13 @@ class GenerationAnswer(Answer):
 
 
 class SearchBody(Body):
-    """`POST /v1/databases/{database}/search`: by text, by image or by BM25."""
+    """`POST /v1/databases/{database}/search`: by text, image, ready embedding or row, or by BM25."""
 
     text: str | None = Field(None, max_length=_TEXT)
     image: str | None = Field(None, max_length=_BASE64, description="base64, or a data: URI")
     bm25: str | None = Field(None, max_length=_TEXT)
     row: int | None = Field(None, ge=0, le=2**62)
+    embedding: list[float] | None = Field(None, min_length=1, max_length=8192)
     k: int = Field(20, ge=1, le=1000)
     filters: Where = Field(default_factory=dict)
     without: list[Annotated[int, Field(ge=0, le=2**62)]] = Field(default_factory=list, max_length=256)
@@ -160,8 +161,9 @@ class SearchBody(Body):
 
     @model_validator(mode="after")
     def _one(self) -> "SearchBody":
-        if sum(given is not None for given in (self.text, self.image, self.bm25, self.row)) != 1:
-            raise ValueError("give one of `text`, `image`, `bm25` and `row`")
+        given = (self.text, self.image, self.bm25, self.row, self.embedding)
+        if sum(own is not None for own in given) != 1:
+            raise ValueError("give one of `text`, `image`, `bm25`, `row` and `embedding`")
         return self
 
 

@@ -126,7 +126,8 @@ async def search(database: Name, body: SearchBody, served: Served, caller: Reade
     await served.check_rows(entry, [] if body.row is None else [body.row])
     image = None if body.image is None else await asyncio.to_thread(decode_base64, body.image, served.config.uploads)
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
-    query = SearchQuery(ref, body.k, text=body.text, image=image, bm25=body.bm25, row=body.row)
+    embedding = None if body.embedding is None else tuple(body.embedding)
+    query = SearchQuery(ref, body.k, body.text, image, body.bm25, body.row, embedding)
     found = await served.backend.search(query)
     rows = [neighbor_answer(served, caller.tenant_id, entry, found.version, row) for row in found.rows]
     return SearchAnswer(database=entry.name, version=found.version, rows=rows)

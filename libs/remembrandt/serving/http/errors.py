@@ -62,7 +62,7 @@ def answer_of(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
     if isinstance(error, RemembrandtError):
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 400)
         if isinstance(error, _OURS):
-            log.error("%s", error)
+            log.error("%s", error, exc_info=error.__cause__)
             return status, _error("the service cannot answer now: try again soon", "server_error"), {"retry-after": "2"}
         return status, _error(" ".join(str(error).split()), "invalid_request_error"), {}
     if isinstance(error, DecodeError):

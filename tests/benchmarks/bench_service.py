@@ -1,0 +1,162 @@
+"""The service on Ray Serve: what HTTP adds to painting, and search for many clients against `clip back`.
+
+    python -m tests.benchmarks.bench_service [--rows 200000] [--work FOLDER] [--database URI]
+
+`--work` keeps what `bench_search` prepares (its folder and databases serve here too). `--database`: the emoji database
+of `make demo`. PEER_PYTHON names the interpreter of an environment with clip-retrieval.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from numpy.typing import NDArray
+from ray import serve
+
+from remembrandt.generation import DatabaseRef, Generator, PictureRequest
+from remembrandt.models.rdm.sampling import RdmSampler
+from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
+from services.app import build
+from tests.benchmarks.bench_search import CLIENTS, QUERIES, K, measure_peer, prepare, recall_of, row, timed
+from tests.benchmarks.report import table, write_report
+from tests.support.processes import free_ports
+
+PAIRS, STEPS = 30, 10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--work", type=Path, help="keeps folder and database here, for another run")
+    parser.add_argument("--database", default=".demo/databases/emoji", help="for painting")
+    arguments = parser.parse_args()
+    emoji = str(Path(arguments.database).resolve())
+    with tempfile.TemporaryDirectory() as scratch:
+        work = arguments.work or Path(scratch)
+        queries_BD = prepare(work, arguments.rows)
+        ray.shutdown()
+        shared = {"emoji": emoji, "bench": str(work / "databases" / "high-recall")}
+        with service(Path(scratch), shared) as (port, key):
+            painted = measure_painting(port, key, emoji)
+            searched = measure_search(port, key, work, queries_BD)
+        peers = measure_peer(work, queries_BD)
+    sections = [
+        f"## One picture, {STEPS} steps, {PAIRS} pairs side by side\n\n" + table([painted]),
+        f"## Search of {arguments.rows:,} rows over HTTP, {K} results with captions\n\n" + table([*searched, *peers]),
+        "One query is an embedding, sent as clip-retrieval's client sends it; both sides answer its `/knn-service`. "
+        "Ours checks a key for each request, and gives each row a signed link to its picture.",
+    ]
+    path = write_report(
+        "service",
+        "The service over HTTP",
+        "make bench ARGS=service",
+        ("ray", "fastapi", "torch", "faiss-cpu"),
+        sections,
+    )
+    print(path.read_text())
+
+
+@contextmanager
+def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
+    """A running service, and a key for it."""
+    (port,) = free_ports(1)
+    args = {
+        "accounts": f"sqlite:///{folder}/accounts.db",
+        "storage": str(folder / "storage"),
+        "shared": shared,
+        "models": {"rdm-small": {"kind": "rdm", "model": "rdm-small", "threads": 2, "replicas": {"num_cpus": 0.1}}},
+        "retrieval": {"num_cpus": 0.1, "max_ongoing": 128},
+        "ingress": {"num_cpus": 0.1, "max_ongoing": 256},
+        "telemetry": {"log_format": "text"},
+    }
+    os.environ.setdefault("PYTHONPATH", str(Path.cwd()))
+    ray.init(num_cpus=4, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build(args), name="remembrandt", route_prefix="/")
+    accounts = Accounts(args["accounts"])  # type: ignore[arg-type]
+    tenant = Tenants(accounts).create("bench", Limits(requests_per_minute=0, images_per_day=10**9))
+    try:
+        yield port, Keys(accounts).create(tenant.id).secret
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def ask(connection: http.client.HTTPConnection, path: str, key: str, body: str) -> Any:
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
+    connection.request("POST", path, body, headers)
+    answer = connection.getresponse()
+    data = answer.read()
+    assert answer.status == 200, data[:300]
+    return json.loads(data)
+
+
+def measure_painting(port: int, key: str, uri: str) -> dict[str, Any]:
+    """p50 of encode + search + sample in this process, and of the same request over HTTP, turn by turn."""
+    import torch
+
+    torch.set_num_threads(2)
+    from remembrandt.diffusion.samplers import SamplerConfig
+
+    generator = Generator(RdmSampler.load("rdm-small"), "rdm-small")
+    sampler = SamplerConfig(solver="dpm_solver++", num_inference_steps=STEPS)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    here, there = [], []
+    for number in range(PAIRS + 3):
+        text = f"a red apple number {number}"
+        request = PictureRequest(text=text, database=DatabaseRef(uri=uri), sampler=sampler, seed=number)
+        body = json.dumps({"prompt": text, "database": "emoji", "steps": STEPS, "seed": number})
+        start = time.perf_counter()
+        generator.generate([request])
+        here.append((time.perf_counter() - start) * 1000)
+        start = time.perf_counter()
+        ask(connection, "/v1/images/generations", key, body)
+        there.append((time.perf_counter() - start) * 1000)
+    here, there = here[3:], there[3:]
+    differences = [b - a for a, b in zip(here, there, strict=True)]
+    return {
+        "in process, p50 ms": f"{statistics.median(here):.1f}",
+        "over HTTP, p50 ms": f"{statistics.median(there):.1f}",
+        "added, median of pairs, ms": f"{statistics.median(differences):.1f}",
+    }
+
+
+def measure_search(port: int, key: str, work: Path, queries_BD: NDArray[np.float32]) -> list[dict[str, Any]]:
+    """One client, and many at once, each with a connection of its own."""
+    import threading
+
+    bodies = [
+        json.dumps({"embedding_input": q.tolist(), "modality": "image", "num_images": K, "indice_name": "bench"})
+        for q in queries_BD
+    ]
+    own = threading.local()
+
+    def search(query: int) -> list[int]:
+        if not hasattr(own, "connection"):
+            own.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+        return [found["id"] for found in ask(own.connection, "/knn-service", key, bodies[query])]
+
+    found = np.array([search(i) for i in range(QUERIES)])
+    recall = recall_of(found, work, queries_BD)
+    one = timed(search, range(400), threads=1)
+    start = time.perf_counter()
+    many = timed(search, range(QUERIES), threads=CLIENTS)
+    rate = QUERIES / (time.perf_counter() - start)
+    return [
+        row("ours, 1 client, captions", recall, one, 1000 / statistics.median(one)),
+        row(f"ours, {CLIENTS} clients, captions", recall, many, rate),
+    ]
+
+
+if __name__ == "__main__":
+    main()
