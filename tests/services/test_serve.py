@@ -20,9 +20,9 @@ from ray import serve
 
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
 from services.app import build
-from tests.support.processes import free_ports
+from tests.support.processes import free_ports, wait_until
 from tests.support.ray_cluster import RayCluster
-from tests.support.serving import kill, replicas, wait_until
+from tests.support.serving import kill, replicas
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 SMALL = {"num_cpus": 0.05}
@@ -45,14 +45,12 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def running(
-    _session_ray_cluster: RayCluster, service_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Running]:
-    _session_ray_cluster.connect()
+def service_args(service_values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Two replicas of everything that is killed."""
     folder = tmp_path_factory.mktemp("serve")
     two = {**SMALL, "min": 2, "max": 2, "max_ongoing": 16, "max_queued": 32}
     model = {**service_values["models"]["rdm"], "replicas": two}
-    args = {
+    return {
         **service_values,
         "models": {"rdm": model},
         "accounts": f"sqlite:///{folder}/accounts.db",
@@ -60,10 +58,15 @@ def running(
         "retrieval": two,
         "ingress": {**SMALL, "max_ongoing": 64},
     }
+
+
+@pytest.fixture(scope="module")
+def running(_session_ray_cluster: RayCluster, service_args: dict[str, Any]) -> Iterator[Running]:
+    _session_ray_cluster.connect()
     (port,) = free_ports(1)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build(args), name="remembrandt", route_prefix="/")
-    accounts = Accounts(args["accounts"])
+    serve.run(build(service_args), name="remembrandt", route_prefix="/")
+    accounts = Accounts(service_args["accounts"])
     tenant = Tenants(accounts).create("alice", Limits(requests_per_minute=0, max_concurrent=1000))
     key = Keys(accounts).create(tenant.id, ["read", "generate", "write"]).secret
     yield Running(f"http://127.0.0.1:{port}", key)
@@ -99,7 +102,7 @@ def test_a_mistake_is_the_clients_on_the_cluster_too(running: Running) -> None:
 
 @pytest.mark.parametrize("deployment", ["Sampler-rdm", "Retrieval"])
 def test_a_replica_that_dies_in_mid_request_is_not_noticed(running: Running, deployment: str) -> None:
-    wait_until(lambda: len(replicas(deployment)) >= 2, 120, f"two replicas of {deployment}")
+    wait_until(lambda: len(replicas(deployment)) >= 2, f"two replicas of {deployment}", 120)
     body = {"prompt": "a red circle", "steps": 60, "seed": 4}
     wanted = running.http.post("/v1/images/generations", json=body).json()["data"][0]
     with ThreadPoolExecutor(8) as pool:

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable
 
 import psutil
 
@@ -21,11 +19,3 @@ def replicas(deployment: str) -> list[psutil.Process]:
 def kill(process: psutil.Process) -> None:
     """At once, and without a chance to say so."""
     os.kill(process.pid, signal.SIGKILL)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
-    """Looks ten times a second."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
-        time.sleep(0.1)

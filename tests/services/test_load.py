@@ -1,0 +1,78 @@
+"""Ten clients for two and a half minutes, while replicas are killed and the service is upgraded under them."""
+
+import random
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import psutil
+import pytest
+from ray import serve
+
+from services.app import build
+from tests.services.test_serve import Running, running, service_args  # noqa: F401 - a fixture is used by its name
+from tests.support.serving import kill, replicas
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
+CLIENTS, SECONDS, KILL_EVERY = 10, 150, 10
+
+
+def rss(names: tuple[str, ...]) -> int:
+    """Bytes of what lives through it: proxies and the controller."""
+    total = 0
+    for process in psutil.process_iter(["cmdline", "memory_info"]):
+        title = " ".join(process.info["cmdline"] or [])
+        if any(name in title for name in names) and process.info["memory_info"]:
+            total += process.info["memory_info"].rss
+    return total
+
+
+def test_clients_notice_neither_deaths_nor_an_upgrade(running: Running, service_args: dict) -> None:  # type: ignore[type-arg] # noqa: F811
+    stop, seen, failed = threading.Event(), Counter[int](), list[str]()
+    lasting = ("ray::ProxyActor", "ray::ServeController")
+
+    def client(number: int) -> None:
+        draw = random.Random(number)
+        http = running.http
+        while not stop.is_set():
+            if draw.random() < 0.5:
+                path, body = "/v1/databases/drawings/search", {"text": f"red {draw.random()}", "k": 5}
+            else:
+                path, body = (
+                    "/v1/images/generations",
+                    {"prompt": "a red circle", "steps": 10, "seed": draw.randrange(99)},
+                )
+            try:
+                answer = http.post(path, json=body)
+            except httpx.HTTPError as error:
+                failed.append(f"{path}: {error!r}")
+                continue
+            seen[answer.status_code] += 1
+            if answer.status_code == 429:
+                time.sleep(float(answer.headers["retry-after"]))
+            elif answer.status_code != 200:
+                failed.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        clients = [pool.submit(client, number) for number in range(CLIENTS)]
+        start, kills, before = time.monotonic(), 0, 0
+        while time.monotonic() - start < SECONDS:
+            time.sleep(KILL_EVERY)
+            deployment = ("Sampler-rdm", "Retrieval")[kills % 2]
+            if alive := replicas(deployment):
+                kill(alive[0])
+                kills += 1
+            if kills == 3:
+                before = rss(lasting)
+            if kills == 6:
+                changed = {**service_args, "deadline_seconds": 119.0}
+                serve.run(build(changed), name="remembrandt", route_prefix="/")
+        stop.set()
+        for own in clients:
+            own.result()
+    print(f"answers {dict(seen)}, {kills} kills, memory {before / 1e6:.0f} → {rss(lasting) / 1e6:.0f} MB")
+    assert not failed, failed[:5]
+    assert kills >= 8 and seen[200] > 100
+    assert rss(lasting) < 1.25 * before
