@@ -91,6 +91,13 @@ else
   remembrandt demo-samples rdm-small "$database" --tuned "$model" --out "$demo/sheets" | tee "$pictures.part"
   mv "$pictures.part" "$pictures"
 fi
+entities=$demo/sheets/samples-entities.png
+if [ "$entities" -nt "$database/current" ]; then
+  step "The entities are there"
+else
+  step "Drawing things that a cascade never saw, with references and without"
+  remembrandt demo-entities re-imagen-tiny "$database" --out "$demo/sheets"
+fi
 if [ "${DEMO_SERVE:-1}" = 0 ]; then
   step "Done"
   exit

@@ -17,6 +17,7 @@ from tests.support.serving import kill, replicas
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 CLIENTS, SECONDS, KILL_EVERY = 10, 150, 10
+NAME = {"name": "remembrandt", "route_prefix": "/"}
 
 
 def rss(names: tuple[str, ...]) -> int:
@@ -30,7 +31,7 @@ def rss(names: tuple[str, ...]) -> int:
 
 
 def test_clients_notice_neither_deaths_nor_an_upgrade(running: Running, service_args: dict) -> None:  # type: ignore[type-arg] # noqa: F811
-    stop, seen, failed = threading.Event(), Counter[int](), list[str]()
+    stop, seen, failed, upgrade = threading.Event(), Counter[int](), list[str](), threading.Thread()
     lasting = ("ray::ProxyActor", "ray::ServeController")
 
     def client(number: int) -> None:
@@ -67,8 +68,10 @@ def test_clients_notice_neither_deaths_nor_an_upgrade(running: Running, service_
             if kills == 3:
                 before = rss(lasting)
             if kills == 6:
-                changed = {**service_args, "deadline_seconds": 119.0}
-                serve.run(build(changed), name="remembrandt", route_prefix="/")
+                changed = build({**service_args, "deadline_seconds": 119.0})
+                upgrade = threading.Thread(target=serve.run, args=(changed,), kwargs=NAME)
+                upgrade.start()
+        upgrade.join()
         stop.set()
         for own in clients:
             own.result()

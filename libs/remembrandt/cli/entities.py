@@ -16,14 +16,16 @@ from remembrandt.evaluation.sheets import write_sheet
 from remembrandt.generation import DatabaseRef
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest, StageDraw
 
-ENTITIES = ("strawberry", "eggplant", "gem-stone")
+ENTITIES = ("strawberry", "gem-stone", "tomato")
 STYLES = ("noto", "fluent-3d")
 SAMPLES = 3
-GUIDANCE = TextNeighborGuidance(kind="interleaved", text_weight=2.0, neighbor_weight=2.0, interleave_ratio=0.5)
 STAGES = (
-    StageDraw(guidance=GUIDANCE, sampler=SamplerConfig(num_inference_steps=40, dynamic_threshold=0.995)),
     StageDraw(
-        guidance=TextNeighborGuidance(kind="joint", text_weight=2.0),
+        guidance=TextNeighborGuidance(kind="joint", text_weight=4.0),
+        sampler=SamplerConfig(solver="dpm_solver++", num_inference_steps=25),
+    ),
+    StageDraw(
+        guidance=TextNeighborGuidance(kind="joint", text_weight=1.0),
         sampler=SamplerConfig(solver="dpm_solver++", num_inference_steps=15),
     ),
 )

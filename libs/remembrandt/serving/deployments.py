@@ -37,6 +37,7 @@ from remembrandt.serving.telemetry import trace_to
 ResultT = TypeVar("ResultT")
 _ATTEMPTS = 3
 _SEARCHES = 64
+_DRAIN_MARGIN_SECONDS = 10
 Handle = DeploymentHandle[Any]
 
 
@@ -222,12 +223,14 @@ class ServeBackend:
 def application(config: ServiceConfig, gallery: Path | None = None) -> serve.Application:
     """All deployments, bound to each other; `gallery`: folder of the web page."""
     args = config.model_dump(mode="json")
-    retrieval = RetrievalDeployment.options(**config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
+    # A replica that is replaced finishes what it was asked: nobody notices an upgrade.
+    drain = {"graceful_shutdown_timeout_s": config.deadline_seconds + _DRAIN_MARGIN_SECONDS}
+    retrieval = RetrievalDeployment.options(**drain, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
     samplers = {
-        name: SamplerDeployment.options(name=f"Sampler-{name}", **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
+        name: SamplerDeployment.options(name=f"Sampler-{name}", **drain, **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
         for name, model in config.models.items()
     }
-    ingress = IngressDeployment.options(**config.ingress.options())  # type: ignore[attr-defined]
+    ingress = IngressDeployment.options(**drain, **config.ingress.options())  # type: ignore[attr-defined]
     return cast(serve.Application, ingress.bind(args, retrieval, samplers, None if gallery is None else str(gallery)))
 
 

@@ -18,7 +18,8 @@ from remembrandt.serving.retrieval import ModelRequest, ServedPicture
 from remembrandt.serving.types import GenerationBody
 from remembrandt.serving.uploads import decode_base64
 
-_THRESHOLD = 0.995
+# Dynamic thresholding is for large weights (P2 follows Imagen there); with small ones it takes the colour out.
+_THRESHOLD, _LARGE_WEIGHT = 0.995, 8.0
 
 
 def choose_model(body: GenerationBody, models: Sequence[ServedModel]) -> ServedModel:
@@ -139,12 +140,14 @@ def _cascade(
         "neighbor_weight": None if asked is None else asked.neighbor_weight,
         "interleave_ratio": None if asked is None else asked.eta,
     }
+    guidance = TextNeighborGuidance.model_validate({k: v for k, v in given.items() if v is not None})
+    large = max(guidance.text_weight, guidance.neighbor_weight) >= _LARGE_WEIGHT
     draw = StageDraw(
-        guidance=TextNeighborGuidance.model_validate({k: v for k, v in given.items() if v is not None}),
+        guidance=guidance,
         sampler=SamplerConfig(
             solver=body.solver or "dpm_solver++",
             num_inference_steps=body.steps or model.config.steps,
-            dynamic_threshold=_THRESHOLD,
+            dynamic_threshold=_THRESHOLD if large else None,
         ),
     )
     count = model.num_neighbors if body.num_neighbors is None else body.num_neighbors
