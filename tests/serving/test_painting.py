@@ -53,7 +53,7 @@ def painter() -> Slow:
 
 @pytest.fixture
 def studio(painter: Slow) -> Iterator[Studio]:
-    opened = Studio("test", painter, 4, 0.01)
+    opened = Studio("test", lambda: painter, 4, 0.01)
     yield opened
     opened.close()
 

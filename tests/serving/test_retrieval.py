@@ -122,6 +122,13 @@ def test_a_database_is_opened_once_however_many_ask(emoji_like_database: str) ->
     assert opened.misses == 1
 
 
+def test_a_replica_starts_whatever_a_shared_database_lacks(
+    retrieval: Retrieval, emoji_like_database: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    retrieval.warm([DatabaseRef(uri=str(tmp_path / "nowhere")), DatabaseRef(uri=emoji_like_database)])
+    assert "nowhere cannot be searched yet" in capsys.readouterr().err
+
+
 def test_fifty_swaps_under_load_and_every_answer_is_of_one_version(
     retrieval: Retrieval, two_versions: tuple[str, str, str]
 ) -> None:

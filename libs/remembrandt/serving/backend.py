@@ -7,6 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 from remembrandt.errors import RemembrandtError
@@ -70,7 +71,7 @@ class LocalBackend:
         self._config = config
         self.retrieval = Retrieval(config)
         self.studios = {
-            name: Studio(name, open_painter(model), model.max_batch, model.batch_wait_seconds)
+            name: Studio(name, partial(open_painter, model), model.max_batch, model.batch_wait_seconds)
             for name, model in config.models.items()
         }
         self._threads = ThreadPoolExecutor(config.retrieval_threads, thread_name_prefix="retrieval")

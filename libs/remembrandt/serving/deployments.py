@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -85,7 +86,7 @@ class SamplerDeployment:
         service = parse_service(config)
         trace_to(service.telemetry, f"sampler-{model}")
         own = service.models[model]
-        self._studio = Studio(model, open_painter(own), own.max_batch, own.batch_wait_seconds)
+        self._studio = Studio(model, partial(open_painter, own), own.max_batch, own.batch_wait_seconds)
 
     async def draw(
         self, drawings: Sequence[Drawing], deadline_seconds: float, partials: bool

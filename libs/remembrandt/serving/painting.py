@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,18 +79,22 @@ class Studio:
 
     Args:
         name: of the model, for metrics.
+        load: gives the model. It is called in the thread that draws: each thread that computes has helpers of its own,
+            and two such teams on the same cores make each other wait.
         max_batch: pictures that are drawn together.
         wait_seconds: how long an idle studio waits for more.
     """
 
-    def __init__(self, name: str, painter: Painter, max_batch: int, wait_seconds: float) -> None:
-        self.name, self._painter, self._max_batch, self._wait = name, painter, max_batch, wait_seconds
+    def __init__(self, name: str, load: Callable[[], Painter], max_batch: int, wait_seconds: float) -> None:
+        self.name, self._max_batch, self._wait = name, max_batch, wait_seconds
         self._waiting: deque[tuple[_Ticket, int]] = deque()
         self._condition = threading.Condition()
         self._closed = False
         self.batches: deque[int] = deque(maxlen=1000)
-        self._thread = threading.Thread(target=self._work, name=f"studio-{name}", daemon=True)
+        loaded: Future[None] = Future()
+        self._thread = threading.Thread(target=self._work, args=(load, loaded), name=f"studio-{name}", daemon=True)
         self._thread.start()
+        loaded.result()
 
     async def draw(
         self, drawings: Sequence[Drawing], deadline_seconds: float, on_partial: OnPartial | None = None
@@ -128,7 +133,13 @@ class Studio:
         """Pictures that wait."""
         return len(self._waiting)
 
-    def _work(self) -> None:
+    def _work(self, load: Callable[[], Painter], loaded: "Future[None]") -> None:
+        try:
+            self._painter = load()
+        except BaseException as error:  # noqa: BLE001 - whoever made the studio is told
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
         while batch := self._next_batch():
             self._draw(batch)
 

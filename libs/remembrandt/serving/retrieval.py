@@ -32,6 +32,7 @@ from remembrandt.generation.requests import DatabaseRef, PictureRequest
 from remembrandt.models.folders import read_facts
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.sampling import KIND
+from remembrandt.progress import say
 from remembrandt.retrieval.registry import ExemplarsStrategy
 from remembrandt.serving.config import ModelConfig, ServiceConfig
 from remembrandt.serving.metrics import cache_used, timed
@@ -181,12 +182,16 @@ class Retrieval:
         )
 
     def warm(self, refs: Sequence[DatabaseRef]) -> None:
-        """Opens databases, and loads what their first search would wait for."""
+        """Opens databases, and loads what their first search would wait for; one that is missing may come later."""
         for ref in refs:
-            database = self._databases[self._resolve(ref)]
-            if database.manifest.vectors is not None:
-                self._encoder(database).encode_texts(["a picture"])
-                database.search_embeddings(database.embeddings([0]), 1)
+            try:
+                database = self._databases[self._resolve(ref)]
+                if database.manifest.vectors is not None:
+                    database.search_embeddings(database.embeddings([0]), 1)
+                if database.manifest.config.get("encoder") is not None:
+                    self._encoder(database).encode_texts(["a picture"])
+            except RemembrandtError as error:
+                say(f"{ref.uri} cannot be searched yet: {error}")
 
     def forget(self, uri: str) -> None:
         """The live version of a database may have changed."""

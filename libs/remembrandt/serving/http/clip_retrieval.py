@@ -28,7 +28,8 @@ async def indices(served: Served, caller: Reader) -> list[str]:
 async def knn(body: KnnBody, served: Served, caller: Reader) -> list[dict[str, Any]]:
     """Rows nearest to a text, a picture or an embedding."""
     entry = await served.database(caller.tenant_id, body.indice_name)
-    image = await asyncio.to_thread(_image, body, served)
+    sent = body.image is not None or body.image_url is not None
+    image = await asyncio.to_thread(_image, body, served) if sent else None
     if image is None and body.text is None and body.embedding_input is None:
         raise UploadError("give `text`, `image`, `image_url` or `embedding_input`")
     embedding = None if body.embedding_input is None else tuple(body.embedding_input)
