@@ -31,7 +31,7 @@ demo: .venv/.installed  ## Emoji database from scratch, searched, painted from a
 demo-stop:  ## Ends the page and the API that the demo left running
 	@REMEMBRANDT_HOME="$(DEMO_DIR)" cluster/serve.sh down
 
-test: .venv/.installed-dev  ## Tests, about 20 minutes on two cores; ARGS='…' goes to pytest
+test: .venv/.installed-dev  ## Tests, about half an hour on two cores; ARGS='…' goes to pytest
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: .venv/.installed-dev  ## The long ones: many kills over file and S3, plans against measured rates
