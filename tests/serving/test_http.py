@@ -201,35 +201,45 @@ def test_a_picture_finds_itself(alice: Client) -> None:
     assert 17 in [row["row"] for row in found]
 
 
-def test_a_database_is_made_searched_changed_published_rolled_back_and_deleted(alice: Client) -> None:
+def make_database(alice: Client, name: str) -> str:
+    """Eight pictures with captions; returns the version."""
     files = [("images", (f"{number}.png", png(number), "image/png")) for number in range(8)]
     captions = json.dumps([f"thing number {number}" for number in range(8)])
-    made = alice.post("/v1/databases/upload", data={"name": "own", "captions": captions}, files=files)
+    made = alice.post("/v1/databases/upload", data={"name": name, "captions": captions}, files=files)
     assert made.status_code == 202, made.text
-    first = finished(alice, "own", made.json()["id"])["version"]
+    return str(finished(alice, name, made.json()["id"])["version"])
+
+
+def test_a_database_is_made_searched_painted_from_and_deleted(alice: Client) -> None:
+    make_database(alice, "own")
     found = alice.post("/v1/databases/own/search", json={"bm25": "number 3", "k": 3}).json()
     assert found["rows"][0]["caption"] == "thing number 3"
     usage = alice.get("/v1/usage").json()
     assert usage["rows"] == 8 and usage["bytes"] > 0
     assert alice.paint(database="own").json()["database"] == alice.get("/v1/databases/own").json()["name"] == "own"
-
-    more = [("images", ("new.png", png(20), "image/png"))]
-    added = alice.post("/v1/databases/own/rows", data={"captions": '["a new thing"]'}, files=more)
-    second = finished(alice, "own", added.json()["id"])["version"]
-    assert alice.get("/v1/databases/own").json()["rows"] == 9 and second != first
-    gone = alice.post("/v1/databases/own/rows/delete", json={"ids": [0, 1]})
-    third = finished(alice, "own", gone.json()["id"])["version"]
-    assert alice.get("/v1/databases/own").json()["rows"] == 7
-
-    assert [v["id"] for v in alice.get("/v1/databases/own/versions").json()["data"]] == [first, second, third]
-    assert alice.post("/v1/databases/own/rollback", json={}).json()["version"] == second
-    assert alice.post(f"/v1/databases/own/versions/{first}/publish").json()["version"] == first
-    time.sleep(0.3)  # the live version is looked up at most four times a second
-    assert alice.get("/v1/databases/own").json()["rows"] == 8
-
     assert alice.delete("/v1/databases/own").status_code == 204
     assert alice.get("/v1/databases/own").status_code == 404
     assert alice.get("/v1/usage").json()["rows"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_rows_are_added_and_deleted_and_versions_published_and_rolled_back(alice: Client) -> None:
+    first = make_database(alice, "changing")
+    more = [("images", ("new.png", png(20), "image/png"))]
+    added = alice.post("/v1/databases/changing/rows", data={"captions": '["a new thing"]'}, files=more)
+    second = finished(alice, "changing", added.json()["id"])["version"]
+    assert alice.get("/v1/databases/changing").json()["rows"] == 9 and second != first
+    gone = alice.post("/v1/databases/changing/rows/delete", json={"ids": [0, 1]})
+    third = finished(alice, "changing", gone.json()["id"])["version"]
+    assert alice.get("/v1/databases/changing").json()["rows"] == 7
+
+    assert [v["id"] for v in alice.get("/v1/databases/changing/versions").json()["data"]] == [first, second, third]
+    assert alice.post("/v1/databases/changing/rollback", json={}).json()["version"] == second
+    assert alice.post(f"/v1/databases/changing/versions/{first}/publish").json()["version"] == first
+    time.sleep(0.3)  # the live version is looked up at most four times a second
+    assert alice.get("/v1/databases/changing").json()["rows"] == 8
+    assert alice.delete("/v1/databases/changing").status_code == 204
 
 
 def test_a_view_shows_only_its_rows(alice: Client) -> None:

@@ -283,7 +283,7 @@ def test_what_is_another_tenants_takes_as_long_as_what_is_nobodys(
 def test_storage_of_tenants_lies_apart(service: Service, things: Things) -> None:
     storage = Path(service.config.storage)
     assert (storage / "databases" / things.tenant_id / things.database).is_dir()
-    assert not list((storage / "uploads").rglob("*.png"))
+    assert not list((storage / "uploads" / things.tenant_id).rglob("*.png"))
 
 
 def test_a_shared_part_hides_the_rest_of_its_database(service_values: dict[str, Any], tmp_path: Path) -> None:
