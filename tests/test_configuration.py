@@ -1,5 +1,6 @@
 """A mistake in a configuration is one line that names the key, the place and the remedy."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,6 +8,7 @@ import pytest
 from pydantic import Field
 
 from remembrandt.configuration import Config, dump_config, load_config
+from remembrandt.entry import run_job
 from remembrandt.errors import ConfigError
 
 
@@ -37,6 +39,24 @@ def test_a_file_and_overrides_give_a_validated_config(tmp_path: Path) -> None:
     path = write(tmp_path, "title: a\nshape: {kind: circle, radius: 2}\n")
     config = load_config(Drawing, path, ["pens=3", "shape.radius=0.5"])
     assert config == Drawing(title="a", pens=3, shape=Circle(radius=0.5))
+
+
+class Stages(Config):
+    stages: dict[int, Square]
+
+
+def test_an_override_reaches_a_section_whose_key_is_a_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "stages: {32: {edge: 2}, 64: {}}")
+    assert load_config(Stages, path, ["stages.32.edge=5"]).stages == {32: Square(edge=5), 64: Square()}
+
+
+def test_overrides_may_stand_before_and_behind_options(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write(tmp_path, "title: a"))
+    monkeypatch.setattr("sys.argv", ["job", "pens=2", "--config", file, "title=b", "--json"])
+    run_job(Drawing, lambda config, _: {"pens": config.pens, "title": config.title}, "a job")
+    assert json.loads(capsys.readouterr().out) == {"pens": 2, "title": "b"}
 
 
 def test_a_dumped_config_loads_again(tmp_path: Path) -> None:
