@@ -19,7 +19,7 @@ from remembrandt.databases.database import Database
 from tests.support.builds import REPOSITORY
 from tests.support.models import TINY_RDM, save_tiny_cascade, save_tiny_rdm
 from tests.support.pictures import draw
-from tests.support.processes import free_ports, wait_until
+from tests.support.processes import free_ports, missing, wait_until
 from tests.support.ray_cluster import RayCluster
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -103,7 +103,7 @@ def service(
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
-        pytest.skip("no chromium is at hand")
+        missing("no chromium is at hand: apt-get install chromium")
     with playwright.sync_playwright() as started:
         opened = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield opened

@@ -5,6 +5,7 @@ import base64
 import io
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -220,6 +221,20 @@ def test_a_database_is_made_searched_painted_from_and_deleted(alice: Client) -> 
     assert alice.delete("/v1/databases/own").status_code == 204
     assert alice.get("/v1/databases/own").status_code == 404
     assert alice.get("/v1/usage").json()["rows"] == 0
+
+
+def test_a_build_that_is_killed_leaves_neither_its_upload_nor_a_hole_in_the_quota(service: Service) -> None:
+    unlucky = service.tenant("unlucky")
+    files = [("images", ("a.png", png(), "image/png"))]
+    job = unlucky.post("/v1/databases/upload", data={"name": "own"}, files=files).json()["id"]
+    uploads = Path(service.config.storage) / "uploads" / unlucky.tenant.id
+    assert list(uploads.rglob("*.png")) and unlucky.get("/v1/usage").json()["rows"] == 1
+    process = service.backend._builds[job]
+    process.kill()
+    process.wait()
+    found = unlucky.get(f"/v1/databases/own/jobs/{job}").json()
+    assert found["state"] == "failed" and "send it again" in found["message"]
+    assert not list(uploads.rglob("*.png")) and unlucky.get("/v1/usage").json()["rows"] == 0
 
 
 @pytest.mark.slow

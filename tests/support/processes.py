@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import pytest
+
 # Below Linux's ephemeral range, so that no outgoing connection takes a port between choosing and binding it.
 _PORTS = range(20_000, 32_000)
 
@@ -27,6 +29,11 @@ def free_ports(count: int) -> list[int]:
         if len(found) == count:
             return found
     raise AssertionError(f"fewer than {count} free ports on 127.0.0.1")
+
+
+def missing(message: str) -> None:
+    """A tool that a test needs is not there: the test is skipped, and in CI, which installs it, fails."""
+    pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0, interval: float = 0.1) -> None:

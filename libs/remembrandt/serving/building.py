@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from remembrandt.configuration import parse_config
@@ -54,15 +55,16 @@ def run(job_id: str, service: ServiceConfig) -> None:
         databases.finish_job(
             job_id, live.version, live.rows, sum(catalog.manifest(v).total_bytes for v in catalog.versions())
         )
-    except RemembrandtError as error:
+    except Exception as error:
         _fail(databases, job, plain_error(error))
         raise
-    except Exception as error:
-        plain = plain_error(error)
-        _fail(databases, job, plain)
-        raise
-    if job.spec.get("staged"):
-        open_store(job.spec["source"]).delete_tree("")
+    remove_staged(job.spec)
+
+
+def remove_staged(spec: Mapping[str, Any]) -> None:
+    """Removes the upload that a build was to read, if it was one; a source by URI is not ours."""
+    if spec.get("staged"):
+        open_store(spec["source"]).delete_tree("")
 
 
 def _report(databases: TenantDatabases, job_id: str, progress: Progress) -> None:
@@ -78,8 +80,7 @@ def _fail(databases: TenantDatabases, job: JobEntry, error: BaseException) -> No
     else:
         message = "the build failed in a way that is not yours to mend: tell whoever runs this service the job's id"
     databases.fail_job(job.id, message)
-    if job.spec.get("staged"):
-        open_store(job.spec["source"]).delete_tree("")
+    remove_staged(job.spec)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.maintenance import publish_version, rollback_version
 from remembrandt.errors import VersionError
 from remembrandt.serving.accounts import DatabaseEntry, JobEntry
+from remembrandt.serving.building import remove_staged
 from remembrandt.serving.errors import ConflictError, NotFoundError, UploadError
 from remembrandt.serving.fetch import check_uri
 from remembrandt.serving.http.images import neighbor_answer
@@ -321,14 +322,14 @@ async def _build(
             served.databases.start_job, caller.tenant_id, entry.id, kind, whole, rows, reserved
         )
     except Exception:
-        if spec.get("staged"):
-            await asyncio.to_thread(open_store(spec["source"]).delete_tree, "")
+        await asyncio.to_thread(remove_staged, spec)
         raise
     await served.audit(caller, f"database.{kind}", entry.id, job=job.id, rows=rows)
     try:
         await served.backend.start_build(job.id)
     except Exception:
         await asyncio.to_thread(served.databases.fail_job, job.id, "the build could not be started: try again")
+        await asyncio.to_thread(remove_staged, spec)
         raise
     return _job(job, entry.name)
 
@@ -338,6 +339,7 @@ async def _reconciled(served: Services, job: JobEntry) -> JobEntry:
     if job.state in ("queued", "running") and await served.backend.build_failed(job.id):
         message = "the build ended before it was done: send it again"
         await asyncio.to_thread(served.databases.fail_job, job.id, message)
+        await asyncio.to_thread(remove_staged, job.spec)
         found = await asyncio.to_thread(served.databases.find_job, job.tenant_id, job.id)
         assert found is not None
         return found
