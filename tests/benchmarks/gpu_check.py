@@ -1,17 +1,18 @@
-"""What a CUDA GPU makes of RDM 400M: training at ZeRO 0 and 2, sampling with and without torch.compile, FAISS search.
+"""What a CUDA GPU makes of RDM 400M and of the base stage of Re-Imagen-small: training, sampling, FAISS search.
 
-    python -m tests.benchmarks.gpu_check [--config jobs/configs/train_rdm/rdm-400m.yaml] [--batch 32] [--device cuda]
+    python -m tests.benchmarks.gpu_check [--rdm FILE] [--reimagen FILE] [--batch 32] [--device cuda]
 
-Runs unattended in less than eight minutes; weights, latents and neighbours are random, because speed does not depend on
-them. A part that cannot run is named, with the reason, and the others go on. `--device cpu` runs every part that a CPU
-can, to try the script itself.
+Runs unattended in less than eight minutes; weights, pictures and neighbours are random, because speed does not depend
+on them. A part that cannot run is named, with the reason, and the others go on. `--device cpu` runs every part that a
+CPU can, to try the script itself.
 """
 
 import argparse
+import gc
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +21,36 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from remembrandt.diffusion.guidance import Context
+from remembrandt.diffusion.guidance import Context, TextNeighborGuidance
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.models.first_stage.config import FirstStageConfig
 from remembrandt.models.first_stage.model import FirstStage, build_autoencoder, with_scale
+from remembrandt.models.objective import Objective, Tensors
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.objective import RdmObjective
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
-from remembrandt.training.config import LoopConfig
+from remembrandt.models.reimagen.config import StageConfig
+from remembrandt.models.reimagen.model import Neighbors, Text
+from remembrandt.models.reimagen.objective import StageLossConfig, StageObjective
+from remembrandt.models.reimagen.sampling import StageBatch, StageSampler, StageSettings
+from remembrandt.training.config import LoopConfig, OptimizerConfig
 from remembrandt.training.engine import Engine
 from remembrandt.training.throughput import peak_flops, training_flops
 from tests.benchmarks.report import table, write_report
 from tests.support.processes import free_ports
 
 STEPS, WARM_UP = 20, 5
-CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "rdm-400m.yaml"
-SAMPLING_STEPS, SCALE = 25, 2.0
+CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
+SAMPLING_STEPS, SCALE, ROUNDS = 25, 2.0, 3
+TOKENS = 128
+LARGEST_BATCH = 512
 FAISS_ROWS, FAISS_QUERIES = 1_000_000, 1000
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--rdm", type=Path, default=CONFIGS / "train_rdm" / "rdm-400m.yaml")
+    parser.add_argument("--reimagen", type=Path, default=CONFIGS / "train_reimagen" / "re-imagen-small.yaml")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
@@ -49,22 +58,28 @@ def main() -> None:
         print("no CUDA GPU here: nothing to check")
         return
     device = torch.device(arguments.device)
-    config = RdmConfig.model_validate(yaml.safe_load(arguments.config.read_text())["model"])
+    rdm = RdmConfig.model_validate(yaml.safe_load(arguments.rdm.read_text())["model"])
+    stages = yaml.safe_load(arguments.reimagen.read_text())["stages"]
+    base = StageConfig.model_validate(stages[min(stages)]["model"])
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
+    batch, one, other = arguments.batch, arguments.rdm.stem, f"{arguments.reimagen.stem}, {base.size} pixels"
     parts: dict[str, Callable[[], list[dict[str, str]]]] = {
-        "Training": lambda: [training(config, device, arguments.batch, stage) for stage in (0, 2)],
-        "Sampling": lambda: [sampling(config, device, arguments.batch, compiled) for compiled in (False, True)],
+        f"Training {one}": lambda: [rdm_training(rdm, device, batch, stage) for stage in (0, 2)],
+        f"Sampling {one}": lambda: [rdm_sampling(rdm, device, batch, compiled) for compiled in (False, True)],
+        f"Training {other}": lambda: list(base_training(base, device)),
+        f"Sampling {other}": lambda: [base_sampling(base, device)],
         "FAISS": lambda: [faiss_search()],
     }
-    sections = [f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}."]
+    sections = [f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}. bf16 throughout."]
     for name, work in parts.items():
         start = time.monotonic()
         try:
             body = table(work())
         except (ImportError, RuntimeError, AttributeError) as error:
-            body = f"Not run: {' '.join(str(error).split())[:300]}"
+            body = f"Not run: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        _free(device)
         sections.append(f"## {name}\n\n{body}\n\n{time.monotonic() - start:.0f} s.")
         print(sections[-1], flush=True)
     dist.destroy_process_group()
@@ -72,64 +87,121 @@ def main() -> None:
         print(write_report("gpu", "GPU check", "make gpu-check", ("torch", "deepspeed", "diffusers"), sections))
 
 
-def training(config: RdmConfig, device: torch.device, batch: int, zero_stage: int) -> dict[str, str]:
-    """Median step of bf16 training, and the most memory that it took."""
+def rdm_training(config: RdmConfig, device: torch.device, batch: int, zero_stage: int) -> dict[str, str]:
+    """Median step, and the most memory that it took."""
     loop = LoopConfig(batch_size=batch, zero_stage=zero_stage, precision="bf16", gpu=device.type == "cuda")
     objective = RdmObjective(config, first_stage(config, device), {})
-    torch.manual_seed(0)
-    engine = Engine(objective.configure_model(), loop, device, zero_stage)
+    step = TrainingStep(objective, loop, device)
     example = {
         "latents_BCHW": torch.randn(batch, config.latent_channels, config.latent_size, config.latent_size),
         "neighbors_BKD": torch.randn(batch, 4, config.context_dim),
     }
-    prepared = objective.prepare(example, np.arange(batch))
-    moved = {name: value.to(device) for name, value in prepared.items()}
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    times = []
-    for _ in range(WARM_UP + STEPS):
-        start = time.perf_counter()
-        engine.backward(objective.loss(engine.network, moved).per_example_B.mean())
-        engine.step(1e-4)
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    seconds = statistics.median(times[WARM_UP:])
-    peak = peak_flops(device)
-    flops = training_flops(lambda: objective.loss(engine.module, moved))
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return {
-        "ZeRO": str(zero_stage),
-        "batch": str(batch),
-        "images/s": f"{batch / seconds:.1f}",
-        "peak memory": f"{memory / 2**30:.1f} GiB" if memory else "–",
-        "FLOP utilisation": f"{flops / seconds / peak:.2f}" if peak else "–",
-    }
+    return {"ZeRO": str(zero_stage), **step.measure(example)}
 
 
-def sampling(config: RdmConfig, device: torch.device, batch: int, compiled: bool) -> dict[str, str]:
-    """Pictures a second in bf16 with guidance; compilation is counted apart."""
+def base_training(config: StageConfig, device: torch.device) -> Iterator[dict[str, str]]:
+    """Batches of 8, 16, 32, … until the memory is full or nothing is gained; Adafactor, as P2 trains it."""
+    loop = LoopConfig(
+        batch_size=8, precision="bf16", gpu=device.type == "cuda", optimizer=OptimizerConfig(kind="adafactor")
+    )
+    step = TrainingStep(StageObjective(config, StageLossConfig(), {}), loop, device)
+    best, batch = 0.0, loop.batch_size
+    while batch <= (LARGEST_BATCH if loop.gpu else loop.batch_size):
+        try:
+            figures = step.measure(pairs(config, batch))
+        except torch.OutOfMemoryError:
+            return
+        yield figures
+        rate = float(figures["images/s"])
+        if rate < 1.02 * best:
+            return
+        best, batch = rate, 2 * batch
+
+
+class TrainingStep:
+    """A network under training on the device, and what a step of it costs."""
+
+    def __init__(self, objective: Objective, loop: LoopConfig, device: torch.device) -> None:
+        torch.manual_seed(0)
+        with device:
+            module = objective.configure_model()
+        self.objective, self.device = objective, device
+        self.engine = Engine(module, loop, device, loop.zero_stage)
+
+    def measure(self, example: Tensors) -> dict[str, str]:
+        """Median step with this batch, the most memory that it took, and its share of the peak."""
+        batch = len(next(iter(example.values())))
+        prepared = self.objective.prepare(example, np.arange(batch))
+        moved = {name: value.to(self.device) for name, value in prepared.items()}
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        seconds = _median(lambda: self._step(moved), STEPS, WARM_UP, self.device)
+        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
+        peak = peak_flops(self.device)
+        flops = training_flops(lambda: self.objective.loss(self.engine.module, moved))
+        return {
+            "batch": str(batch),
+            "images/s": f"{batch / seconds:.1f}",
+            "peak memory": f"{memory / 2**30:.1f} GiB" if memory else "–",
+            "FLOP utilisation": f"{flops / seconds / peak:.2f}" if peak else "–",
+        }
+
+    def _step(self, moved: Tensors) -> None:
+        self.engine.backward(self.objective.loss(self.engine.network, moved).per_example_B.mean())
+        self.engine.step(1e-4)
+
+
+def rdm_sampling(config: RdmConfig, device: torch.device, batch: int, compiled: bool) -> dict[str, str]:
+    """Pictures a second with guidance; compilation is counted apart."""
     objective = RdmObjective(config, first_stage(config, device), {})
-    unet = objective.configure_model().to(device, torch.bfloat16).eval()
+    with device:
+        unet = objective.configure_model().to(torch.bfloat16).eval()
     sampler = RdmSampler(unet, objective.first_stage, config, {})
     if compiled:
         sampler.compile()
     settings = SampleSettings(SCALE, SamplerConfig(num_inference_steps=SAMPLING_STEPS, eta=1.0))
     request = SampleBatch.uniform(Context(torch.randn(batch, 4, config.context_dim)), range(batch), settings)
-    start = time.perf_counter()
-    sampler.sample(request)
-    first = time.perf_counter() - start
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        sampler.sample(request)
-        _wait(device)
-        times.append(time.perf_counter() - start)
+    first = _median(lambda: sampler.sample(request), 1, 0, device)
+    seconds = _median(lambda: sampler.sample(request), ROUNDS, 0, device)
     return {
         "torch.compile": "yes" if compiled else "no",
         "batch": str(batch),
         "steps": str(SAMPLING_STEPS),
-        "pictures/s": f"{batch / statistics.median(times):.2f}",
+        "pictures/s": f"{batch / seconds:.2f}",
         "first call": f"{first:.1f} s",
+    }
+
+
+def base_sampling(config: StageConfig, device: torch.device, batch: int = 16) -> dict[str, str]:
+    """Seconds a picture, two passes a step, neighbours encoded once."""
+    objective = StageObjective(config, StageLossConfig(), {})
+    with device:
+        network: Any = objective.configure_model().to(torch.bfloat16)
+    given = pairs(config, batch)
+    neighbors = Neighbors(
+        given["neighbor_pixels_BKHWC"].movedim(-1, 2).float() / 127.5 - 1,
+        Text(given["neighbor_tokens_BKLD"], given["neighbor_text_mask_BKL"]),
+        given["neighbors_mask_BK"],
+    )
+    settings = StageSettings(TextNeighborGuidance(), SamplerConfig(num_inference_steps=SAMPLING_STEPS))
+    text = Text(given["tokens_BLD"], given["text_mask_BL"])
+    request = StageBatch(text, neighbors, tuple(range(batch)), (settings,) * batch)
+    sampler = StageSampler(network, {})
+    seconds = _median(lambda: sampler.sample(request), ROUNDS, 1, device)
+    return {"batch": str(batch), "steps": str(SAMPLING_STEPS), "seconds a picture": f"{seconds / batch:.3f}"}
+
+
+def pairs(config: StageConfig, batch: int) -> Tensors:
+    """Random pictures and token states, each with K neighbours."""
+    count, edge = config.num_neighbors, config.neighbor_edge
+    return {
+        "pixels_BHWC": torch.randint(0, 256, (batch, config.size, config.size, 3), dtype=torch.uint8),
+        "tokens_BLD": torch.randn(batch, TOKENS, config.text_dim),
+        "text_mask_BL": torch.ones(batch, TOKENS, dtype=torch.bool),
+        "neighbor_pixels_BKHWC": torch.randint(0, 256, (batch, count, edge, edge, 3), dtype=torch.uint8),
+        "neighbor_tokens_BKLD": torch.randn(batch, count, TOKENS, config.text_dim),
+        "neighbor_text_mask_BKL": torch.ones(batch, count, TOKENS, dtype=torch.bool),
+        "neighbors_mask_BK": torch.ones(batch, count, dtype=torch.bool),
     }
 
 
@@ -158,9 +230,21 @@ def faiss_search() -> dict[str, str]:
     return {"rows": f"{FAISS_ROWS:,}", "queries/s": f"{FAISS_QUERIES / (time.perf_counter() - start):,.0f}"}
 
 
-def _wait(device: torch.device) -> None:
+def _median(work: Callable[[], object], runs: int, warm_ups: int, device: torch.device) -> float:
+    times = []
+    for _ in range(warm_ups + runs):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[warm_ups:])
+
+
+def _free(device: torch.device) -> None:
+    gc.collect()
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

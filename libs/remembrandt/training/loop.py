@@ -1,4 +1,4 @@
-"""The loop that every worker of a training run goes through.
+"""The loop that every worker of a training run goes through; it knows nothing of Ray.
 
 What a step sees and draws follows from (seed, step) alone, so a run that goes on from a checkpoint has the losses of
 one that was never interrupted.
@@ -6,7 +6,6 @@ one that was never interrupted.
 Letters in names: B examples, G groups of a loss, F figures, S steps.
 """
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,11 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
-from ray.train import CheckpointUploadMode
 from torch import nn
 
 from remembrandt.errors import ConfigError
@@ -39,36 +35,6 @@ from remembrandt.training.schedules import learning_rate
 _SAMPLE_SEED = 1_000
 
 Report = Callable[[Path, int], None]
-
-
-def train_worker(values: dict[str, Any]) -> None:
-    """Ray Train's entry point; `values["job"]` is the TrainJob."""
-    job: TrainJob = values["job"]
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    context = ray.train.get_context()
-    device = ray.train.torch.get_device()
-    if device.type == "cpu" and job.loop.threads:
-        torch.set_num_threads(job.loop.threads)
-    objective, feed = job.build(device)
-    try:
-        trainer = Trainer(job, objective, feed, device, context.get_world_rank(), report_checkpoint)
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                trainer.restore(Path(folder))
-        trainer.run()
-    finally:
-        feed.close()
-
-
-def report_checkpoint(folder: Path, step: int) -> None:
-    """Hands a checkpoint to Ray Train: a barrier for all workers; the upload goes on beside the next steps."""
-    ray.train.report(
-        {"step": step},
-        checkpoint=ray.train.Checkpoint.from_directory(folder),
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        delete_local_checkpoint_after_upload=True,
-    )
 
 
 @dataclass

@@ -16,8 +16,8 @@ from remembrandt.errors import RemembrandtError
 from remembrandt.progress import say
 from remembrandt.storage import open_store
 from remembrandt.training.job import TrainJob
-from remembrandt.training.loop import train_worker
 from remembrandt.training.output import REPORT
+from remembrandt.training.worker import train_worker
 
 
 def train(job: TrainJob) -> dict[str, Any]:

@@ -1,0 +1,43 @@
+"""What Ray Train runs in each worker: the loop, with checkpoints handed over to it."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import CheckpointUploadMode
+
+from remembrandt.training.job import TrainJob
+from remembrandt.training.loop import Trainer
+
+
+def train_worker(values: dict[str, Any]) -> None:
+    """Ray Train's entry point; `values["job"]` is the TrainJob."""
+    job: TrainJob = values["job"]
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu" and job.loop.threads:
+        torch.set_num_threads(job.loop.threads)
+    objective, feed = job.build(device)
+    try:
+        trainer = Trainer(job, objective, feed, device, context.get_world_rank(), report_checkpoint)
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                trainer.restore(Path(folder))
+        trainer.run()
+    finally:
+        feed.close()
+
+
+def report_checkpoint(folder: Path, step: int) -> None:
+    """Hands a checkpoint to Ray Train: a barrier for all workers; the upload goes on beside the next steps."""
+    ray.train.report(
+        {"step": step},
+        checkpoint=ray.train.Checkpoint.from_directory(folder),
+        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )
