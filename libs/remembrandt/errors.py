@@ -45,3 +45,7 @@ class SearchError(RemembrandtError):
 
 class ServiceError(RemembrandtError):
     """A service that we depend on (Elasticsearch, a Ray cluster) is down or refuses."""
+
+
+class TrainingError(RemembrandtError):
+    """A training run cannot go on."""

@@ -1,6 +1,6 @@
 """What a CUDA GPU makes of RDM 400M and of the base stage of Re-Imagen-small: training, sampling, FAISS search.
 
-    python -m tests.benchmarks.gpu_check [--rdm FILE] [--reimagen FILE] [--batch 32] [--device cuda]
+    python -m tests.benchmarks.gpu_check [--rdm FILE] [--reimagen FILE] [--batch 64] [--device cuda]
 
 Runs unattended in less than eight minutes; weights, pictures and neighbours are random, because speed does not depend
 on them. A part that cannot run is named, with the reason, and the others go on. `--device cpu` runs every part that a
@@ -14,12 +14,13 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 import torch.distributed as dist
 import yaml
+from torch import nn
 
 from remembrandt.diffusion.guidance import Context, TextNeighborGuidance
 from remembrandt.diffusion.samplers import SamplerConfig
@@ -39,6 +40,7 @@ from remembrandt.training.throughput import peak_flops, training_flops
 from tests.benchmarks.report import table, write_report
 from tests.support.processes import free_ports
 
+Precision = Literal["bf16", "autocast"]
 STEPS, WARM_UP = 20, 5
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 SAMPLING_STEPS, SCALE, ROUNDS = 25, 2.0, 3
@@ -51,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rdm", type=Path, default=CONFIGS / "train_rdm" / "rdm-400m.yaml")
     parser.add_argument("--reimagen", type=Path, default=CONFIGS / "train_reimagen" / "re-imagen-small.yaml")
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
@@ -63,16 +65,22 @@ def main() -> None:
     base = StageConfig.model_validate(stages[min(stages)]["model"])
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_ports(1)[0])}
+    torch.backends.cudnn.benchmark = True
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
     batch, one, other = arguments.batch, arguments.rdm.stem, f"{arguments.reimagen.stem}, {base.size} pixels"
     parts: dict[str, Callable[[], list[dict[str, str]]]] = {
-        f"Training {one}": lambda: [rdm_training(rdm, device, batch, stage) for stage in (0, 2)],
+        f"Training {one}": lambda: [
+            plain_training(rdm, device, batch),
+            *(rdm_training(rdm, device, batch, *how) for how in (("autocast", 0), ("bf16", 1), ("bf16", 2))),
+        ],
         f"Sampling {one}": lambda: [rdm_sampling(rdm, device, batch, compiled) for compiled in (False, True)],
         f"Training {other}": lambda: list(base_training(base, device)),
         f"Sampling {other}": lambda: [base_sampling(base, device)],
         "FAISS": lambda: [faiss_search()],
     }
-    sections = [f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}. bf16 throughout."]
+    sections = [
+        f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}. Everything computes in bf16."
+    ]
     for name, work in parts.items():
         start = time.monotonic()
         try:
@@ -87,16 +95,39 @@ def main() -> None:
         print(write_report("gpu", "GPU check", "make gpu-check", ("torch", "deepspeed", "diffusers"), sections))
 
 
-def rdm_training(config: RdmConfig, device: torch.device, batch: int, zero_stage: int) -> dict[str, str]:
-    """Median step, and the most memory that it took."""
-    loop = LoopConfig(batch_size=batch, zero_stage=zero_stage, precision="bf16", gpu=device.type == "cuda")
+def plain_training(config: RdmConfig, device: torch.device, batch: int) -> dict[str, str]:
+    """What anybody would write: autocast, fused AdamW, clipped gradients."""
     objective = RdmObjective(config, first_stage(config, device), {})
-    step = TrainingStep(objective, loop, device)
-    example = {
+    with device:
+        unet = objective.configure_model()
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
+
+    def step(moved: Tensors) -> None:
+        with torch.autocast(device.type, torch.bfloat16):
+            loss = objective.loss(unet, moved).per_example_B.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+        optimizer.step()
+
+    return {"loop": "plain PyTorch, autocast", **measure(objective, unet, step, latents(config, batch), device)}
+
+
+def rdm_training(
+    config: RdmConfig, device: torch.device, batch: int, precision: Precision, zero_stage: int
+) -> dict[str, str]:
+    """Our loop's step."""
+    loop = LoopConfig(batch_size=batch, zero_stage=zero_stage, precision=precision, gpu=device.type == "cuda")
+    step = TrainingStep(RdmObjective(config, first_stage(config, device), {}), loop, device)
+    return {"loop": f"{precision}, ZeRO {zero_stage}", **step.measure(latents(config, batch))}
+
+
+def latents(config: RdmConfig, batch: int) -> Tensors:
+    """Random latents with four neighbours each."""
+    return {
         "latents_BCHW": torch.randn(batch, config.latent_channels, config.latent_size, config.latent_size),
         "neighbors_BKD": torch.randn(batch, 4, config.context_dim),
     }
-    return {"ZeRO": str(zero_stage), **step.measure(example)}
 
 
 def base_training(config: StageConfig, device: torch.device) -> Iterator[dict[str, str]]:
@@ -129,26 +160,34 @@ class TrainingStep:
         self.engine = Engine(module, loop, device, loop.zero_stage)
 
     def measure(self, example: Tensors) -> dict[str, str]:
-        """Median step with this batch, the most memory that it took, and its share of the peak."""
-        batch = len(next(iter(example.values())))
-        prepared = self.objective.prepare(example, np.arange(batch))
-        moved = {name: value.to(self.device) for name, value in prepared.items()}
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        seconds = _median(lambda: self._step(moved), STEPS, WARM_UP, self.device)
-        memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
-        peak = peak_flops(self.device)
-        flops = training_flops(lambda: self.objective.loss(self.engine.module, moved))
-        return {
-            "batch": str(batch),
-            "images/s": f"{batch / seconds:.1f}",
-            "peak memory": f"{memory / 2**30:.1f} GiB" if memory else "–",
-            "FLOP utilisation": f"{flops / seconds / peak:.2f}" if peak else "–",
-        }
+        """What a step with this batch costs."""
+        return measure(self.objective, self.engine.module, self._step, example, self.device)
 
     def _step(self, moved: Tensors) -> None:
-        self.engine.backward(self.objective.loss(self.engine.network, moved).per_example_B.mean())
+        with self.engine.arithmetic():
+            loss = self.objective.loss(self.engine.network, moved).per_example_B.mean()
+        self.engine.backward(loss)
         self.engine.step(1e-4)
+
+
+def measure(
+    objective: Objective, network: nn.Module, step: Callable[[Tensors], None], example: Tensors, device: torch.device
+) -> dict[str, str]:
+    """Median step, the most memory that it took, and its share of the peak."""
+    batch = len(next(iter(example.values())))
+    moved = {name: value.to(device) for name, value in objective.prepare(example, np.arange(batch)).items()}
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    seconds = _median(lambda: step(moved), STEPS, WARM_UP, device)
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    peak = peak_flops(device)
+    flops = training_flops(lambda: objective.loss(network, moved))
+    return {
+        "batch": str(batch),
+        "images/s": f"{batch / seconds:.1f}",
+        "peak memory": f"{memory / 2**30:.1f} GiB" if memory else "–",
+        "FLOP utilisation": f"{flops / seconds / peak:.2f}" if peak else "–",
+    }
 
 
 def rdm_sampling(config: RdmConfig, device: torch.device, batch: int, compiled: bool) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.multiprocessing import ProcessRaisedException
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
@@ -57,7 +58,8 @@ def test_zero_stages_and_workers_give_the_same_losses(precomputed: dict[str, Any
         assert len(found) == 12
         np.testing.assert_allclose(found, golden, rtol=2e-4, err_msg=values["name"])
     lower = {
-        name: variant(precomputed, name, precision=name, zero_stage=z) for name, z in (("bf16", 1), ("autocast", 2))
+        f"{name}-{z}": variant(precomputed, f"{name}-{z}", precision=name, zero_stage=z)
+        for name, z in (("bf16", 0), ("bf16", 2), ("autocast", 2))
     }
     for name, found in zip(lower, train_all(list(lower.values()), 1), strict=True):
         np.testing.assert_allclose(found, golden, rtol=0.03, err_msg=name)
@@ -67,6 +69,16 @@ def test_zero_stages_and_workers_give_the_same_losses(precomputed: dict[str, Any
     for name, weight in weights[0].items():
         for other in weights[1:]:
             np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_that_diverges_says_so_and_keeps_nothing(precomputed: dict[str, Any], precision: str) -> None:
+    steep = {"learning_rate": 1e30, "warmup": 0, "schedule": "constant"}
+    run = variant(precomputed, f"steep-{precision}", precision=precision, optimizer=steep, checkpoint_every=1)
+    with pytest.raises(ProcessRaisedException, match=f"steep-{precision} diverges: in step 1 .* lower loop.optimizer"):
+        train_all([run], 1)
+    assert sorted(path.name for path in Path(run["storage"], "checkpoints", run["name"]).iterdir()) == ["1"]
 
 
 @pytest.mark.timeout(300)

@@ -16,9 +16,10 @@ def test_states_are_spread_as_the_stage_says() -> None:
     assert states.per_gpu(64, 3) == 20_000_000 // 64
 
 
-def test_adafactor_keeps_no_moments_and_fp32_no_masters() -> None:
+def test_adafactor_keeps_no_moments_of_whole_matrices_and_fp32_no_masters() -> None:
     adafactor = ADAM.model_copy(update={"optimizer": OptimizerConfig(kind="adafactor")})
-    assert state_bytes(10, adafactor).optimizer == 40
+    assert state_bytes(10, adafactor).optimizer == 80, "masters, and a moment of the flat buffer"
+    assert state_bytes(10, adafactor.model_copy(update={"precision": "fp32", "zero_stage": 0})).optimizer == 0
     assert state_bytes(10, ADAM.model_copy(update={"precision": "fp32"})).optimizer == 80
 
 

@@ -32,7 +32,7 @@ class Position:
     @classmethod
     def of(cls, step: int, loop: LoopConfig, settings: Mapping[str, Any], identity: Mapping[str, str]) -> "Position":
         """The position of a run with this configuration."""
-        return cls(step, loop.workers, loop.zero_stage, settings, dict(identity))
+        return cls(step, loop.workers, loop.sharding, settings, dict(identity))
 
     def check(self, now: "Position") -> None:
         """Raises ConfigError unless a run under `now` goes on exactly as this one would have."""

@@ -53,6 +53,7 @@ class LoopConfig(Config):
         accumulation: parts that a worker's share of the batch is cut into, one after the other.
         workers: Ray Train workers; `gpu`: whether each gets one.
         zero_stage: what DeepSpeed spreads over the workers: 1 optimiser state, 2 gradients as well, 3 weights as well.
+            `bf16` at stage 0 runs as stage 1 (see `sharding`).
         precision: `bf16` keeps bf16 weights and fp32 masters; `autocast` computes in bf16 on fp32 weights.
         threads: CPU threads of a worker without GPU; 0 leaves it to the machine.
         ema: decay of the averaged weights, which are what is sampled and saved.
@@ -92,6 +93,11 @@ class LoopConfig(Config):
         """Examples that one worker passes through the network at once."""
         return self.batch_size // (self.workers * self.accumulation)
 
+    @property
+    def sharding(self) -> int:
+        """The ZeRO stage that runs."""
+        return sharding(self.zero_stage, self.precision)
+
     @model_validator(mode="after")
     def _divides(self) -> "LoopConfig":
         if self.batch_size % (self.workers * self.accumulation):
@@ -100,6 +106,14 @@ class LoopConfig(Config):
                 f"({self.workers} × {self.accumulation})"
             )
         return self
+
+
+def sharding(zero_stage: int, precision: str) -> int:
+    """Fp32 masters of bf16 weights lie in flat buffers from stage 1 on.
+
+    At stage 0 DeepSpeed keeps one for each weight and waits for the device at every one of them.
+    """
+    return max(zero_stage, 1) if precision == "bf16" else zero_stage
 
 
 UNCHANGING = ("batch_size", "optimizer", "ema", "precision", "seed", "init_from")

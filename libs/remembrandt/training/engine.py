@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from remembrandt.errors import ConfigError
-from remembrandt.training.config import LoopConfig, OptimizerConfig
+from remembrandt.training.config import LoopConfig, OptimizerConfig, sharding
 from remembrandt.training.schedules import ema_decay
 
 _NEVER = 10**12
@@ -29,20 +29,21 @@ class Engine:
 
     def __init__(self, module: nn.Module, loop: LoopConfig, device: torch.device, zero_stage: int) -> None:
         self._precision = loop.precision
+        stage = sharding(zero_stage, loop.precision)
         module = module.to(device)
         # What DeepSpeed prints would stand among a job's results.
         with contextlib.redirect_stdout(sys.stderr):
             self.network, self._optimizer, _, _ = _deepspeed(device).initialize(
                 model=module,
                 optimizer=_optimizer(loop.optimizer, module),
-                config=_deepspeed_config(loop, zero_stage),
+                config=_deepspeed_config(loop, stage),
                 dist_init_required=False,
             )
         if loop.compile:
             self.network.compile()
         self._autocast_device = device.type
         # With plain fp32 weights DeepSpeed clips the gradient but keeps its norm to itself.
-        self._clips = zero_stage == 0 and loop.precision != "bf16"
+        self._clips = stage == 0
         self._norm = torch.tensor(float("nan"))
         self._largest = loop.optimizer.gradient_clip
 
@@ -153,16 +154,17 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _deepspeed_config(loop: LoopConfig, zero_stage: int) -> dict[str, Any]:
+def _deepspeed_config(loop: LoopConfig, stage: int) -> dict[str, Any]:
     return {
         "train_batch_size": loop.batch_size,
         "train_micro_batch_size_per_gpu": loop.micro_batch,
         "gradient_accumulation_steps": loop.accumulation,
-        "gradient_clipping": 0.0 if zero_stage == 0 and loop.precision != "bf16" else loop.optimizer.gradient_clip,
-        "zero_optimization": {"stage": zero_stage},
+        "gradient_clipping": loop.optimizer.gradient_clip if stage else 0.0,
+        "zero_optimization": {"stage": stage},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": loop.precision == "bf16"},
+        # The loop ends a run that diverges; DeepSpeed would look at each gradient and wait for the device each time.
+        "bf16": {"enabled": loop.precision == "bf16", "check_grad_overflow": False},
         # DeepSpeed's engine turns off an autocast that it was not told of.
         "torch_autocast": {"enabled": loop.precision == "autocast", "dtype": "bfloat16"},
         "steps_per_print": _NEVER,

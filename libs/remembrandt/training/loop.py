@@ -6,6 +6,7 @@ one that was never interrupted.
 Letters in names: B examples, G groups of a loss, F figures, S steps.
 """
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from remembrandt.errors import ConfigError
+from remembrandt.errors import ConfigError, TrainingError
 from remembrandt.generation.grid import sample_grid, to_images
 from remembrandt.models.folders import find_model
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
@@ -182,7 +183,11 @@ class Trainer:
         return Engine(critic, self.loop, self.device, zero_stage=0)
 
     def _collect(self) -> list[tuple[int, dict[str, float]]]:
-        """Means over the whole batch of every step since the last call. Every worker must call it."""
+        """Means over the whole batch of every step since the last call. Every worker must call it.
+
+        Raises:
+            TrainingError: the run has diverged; nothing of it is kept.
+        """
         if not self._held:
             return []
         sums_SF = torch.stack([figures for _, figures in self._held]).double()
@@ -190,7 +195,14 @@ class Trainer:
             dist.all_reduce(sums_SF)
         steps = [step for step, _ in self._held]
         self._held.clear()
-        return [(step, self._means(sums)) for step, sums in zip(steps, sums_SF.cpu().tolist(), strict=True)]
+        rows = [(step, self._means(sums)) for step, sums in zip(steps, sums_SF.cpu().tolist(), strict=True)]
+        for step, figures in rows:
+            if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
+                raise TrainingError(
+                    f"{self.job.name} diverges: in step {step} the loss is {figures['loss']:.3g}, the gradient's norm "
+                    f"{figures['gradient_norm']:.3g}; lower loop.optimizer.learning_rate, and give the run another name"
+                )
+        return rows
 
     def _means(self, sums: list[float]) -> dict[str, float]:
         """Figures by name, from the sums that `_advance` lays side by side."""

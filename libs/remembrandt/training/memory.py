@@ -29,11 +29,12 @@ class StateBytes:
 def state_bytes(parameters: int, loop: LoopConfig) -> StateBytes:
     """States of a network of that many parameters.
 
-    bf16 keeps fp32 masters beside 2-byte weights and gradients; Adam has two moments of 4 bytes; Adafactor keeps sums
-    of rows and columns, which are nearly nothing; the average has 4 bytes.
+    bf16 keeps fp32 masters beside 2-byte weights and gradients; Adam has two moments of 4 bytes. Adafactor keeps sums
+    of rows and columns, which are nearly nothing, where nothing is spread; ZeRO's flat buffers have no rows, and there
+    it keeps one moment. The average has 4 bytes.
     """
     half = loop.precision == "bf16"
     width = 2 if half else 4
     masters = 4 * parameters if half else 0
-    moments = 0 if loop.optimizer.kind == "adafactor" else 8 * parameters
+    moments = 8 * parameters if loop.optimizer.kind != "adafactor" else 4 * parameters if loop.sharding else 0
     return StateBytes(width * parameters, width * parameters, masters + moments, 4 * parameters)

@@ -247,13 +247,13 @@ def describe(config: TrainReimagenConfig, size: int, train_set: TrainSet) -> dic
         parameters = sum(parameter.numel() for parameter in ReImagenUNet(stage.model).parameters())
     epochs = stage.loop.steps * stage.loop.batch_size / len(train_set)
     states = state_bytes(parameters, stage.loop)
-    memory = {str(gpus): states.per_gpu(gpus, stage.loop.zero_stage) for gpus in GPUS}
+    memory = {str(gpus): states.per_gpu(gpus, stage.loop.sharding) for gpus in GPUS}
     shown = ", ".join(f"{format_bytes(needed)} on {gpus}" for gpus, needed in memory.items())
     say(
         f"stage {size}: would train {parameters / 1e6:.1f} M parameters for {stage.loop.steps:,} steps of "
         f"{stage.loop.batch_size} on {len(train_set):,} pairs ({epochs:.1f} epochs) on {stage.loop.workers} worker(s)"
     )
-    say(f"stage {size}: states at ZeRO {stage.loop.zero_stage}, without activations: {shown} GPU(s), each")
+    say(f"stage {size}: states at ZeRO {stage.loop.sharding}, without activations: {shown} GPU(s), each")
     return {
         "parameters": parameters,
         "pairs": len(train_set),

@@ -21,6 +21,7 @@ def train_worker(values: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     if device.type == "cpu" and job.loop.threads:
         torch.set_num_threads(job.loop.threads)
+    torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     objective, feed = job.build(device)
     try:
         trainer = Trainer(job, objective, feed, device, context.get_world_rank(), report_checkpoint)
