@@ -78,9 +78,8 @@ def main() -> None:
         f"Sampling {other}": lambda: [base_sampling(base, device)],
         "FAISS": lambda: [faiss_search()],
     }
-    sections = [
-        f"Device: {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}. Everything computes in bf16."
-    ]
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    sections = [f"Device: {card}. Everything computes in bf16."]
     for name, work in parts.items():
         start = time.monotonic()
         try:

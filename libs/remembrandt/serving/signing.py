@@ -1,8 +1,8 @@
 """URLs that open one picture for a while, without a key: for `<img>` tags, and as the URLs of OpenAI's API are."""
 
-import hashlib
 import hmac
 import time
+from functools import lru_cache
 from urllib.parse import quote, urlencode
 
 
@@ -21,18 +21,24 @@ class Signer:
         """`path` with query, expiry and signature."""
         half = max(1, int(self._lifetime / 2))
         expires = (int(time.time()) // half + 2) * half
-        values = {name: str(value) for name, value in query.items() if value is not None} | {"expires": str(expires)}
-        return f"{quote(path)}?{urlencode({**values, 'signature': self._signature(path, values)})}"
+        values = tuple((name, str(value)) for name, value in query.items() if value is not None)
+        shown, signed = _encoded((*values, ("expires", str(expires))))
+        return f"{quote(path)}?{shown}&signature={self._signature(path, signed)}"
 
     def is_valid(self, path: str, query: dict[str, str]) -> bool:
         """Whether a request's path and query carry a signature of ours that has not expired."""
-        values = {name: value for name, value in query.items() if name != "signature"}
-        right = hmac.compare_digest(self._signature(path, values), query.get("signature", ""))
+        _, signed = _encoded(tuple((name, value) for name, value in query.items() if name != "signature"))
+        right = hmac.compare_digest(self._signature(path, signed), query.get("signature", ""))
         try:
-            return right and int(values.get("expires", "0")) > time.time()
+            return right and int(query.get("expires", "0")) > time.time()
         except ValueError:
             return False
 
-    def _signature(self, path: str, values: dict[str, str]) -> str:
-        signed = path + "?" + urlencode(sorted(values.items()))
-        return hmac.new(self._key, signed.encode(), hashlib.sha256).hexdigest()[:40]
+    def _signature(self, path: str, signed: str) -> str:
+        return hmac.digest(self._key, f"{path}?{signed}".encode(), "sha256").hex()[:40]
+
+
+@lru_cache(maxsize=1024)
+def _encoded(values: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """A query as it is shown, and in the order in which it is signed: the same for all rows of an answer."""
+    return urlencode(values), urlencode(sorted(values))

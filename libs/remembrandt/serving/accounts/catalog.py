@@ -58,10 +58,15 @@ class JobEntry:
 
 
 class TenantDatabases:
-    """Databases and builds, each seen by its own tenant alone."""
+    """Databases and builds, each seen by its own tenant alone.
+
+    Attributes:
+        changes: how often this object has added or removed a database.
+    """
 
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
+        self.changes = 0
 
     def all(self, tenant_id: str) -> list[DatabaseEntry]:
         """A tenant's own, by name."""
@@ -108,6 +113,7 @@ class TenantDatabases:
                 session.add(row)
         except IntegrityError:
             raise ConflictError(f"there is a database '{name}' already: choose another name, or delete it") from None
+        self.changes += 1
         return _database(row)
 
     def remove(self, tenant_id: str, database_id: str) -> None:
@@ -125,6 +131,7 @@ class TenantDatabases:
                 raise ConflictError(f"database '{row.name}' is being built: wait for its job to end")
             Quotas.take_space(session, tenant_id, -row.rows, -row.bytes)
             session.delete(row)
+        self.changes += 1
 
     def start_job(
         self, tenant_id: str, database_id: str, kind: str, spec: Mapping[str, Any], rows: int, size: int

@@ -195,8 +195,7 @@ def neighbor_answer(
     """A row, with a URL that shows it."""
     url = None
     if entry is not None and own.id is not None:
-        path = f"/v1/databases/{entry.id}/rows/{own.id}/image"
-        url = served.base_url + served.signer.sign(path, tenant=tenant_id, version=version, size=256)
+        url = thumbnail_url(served, tenant_id, entry, version, own.id)
     return NeighborAnswer(
         row=own.id,
         score=own.score,
@@ -206,6 +205,12 @@ def neighbor_answer(
         fields=dict(own.fields or {}),
         thumbnail_url=url,
     )
+
+
+def thumbnail_url(served: Services, tenant_id: str, entry: DatabaseEntry, version: str | None, row: int) -> str:
+    """Opens a row's picture without a key."""
+    path = f"/v1/databases/{entry.id}/rows/{row}/image"
+    return served.base_url + served.signer.sign(path, tenant=tenant_id, version=version, size=256)
 
 
 @asynccontextmanager

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 
@@ -33,9 +33,11 @@ from remembrandt.serving.models import ServedModel, served_models
 from remembrandt.serving.provenance import Provenance
 from remembrandt.serving.signing import Signer
 
+KeyT = TypeVar("KeyT")
 ResultT = TypeVar("ResultT")
 _KEY_SECONDS = 3.0
-_KNOWN_KEYS = 4096
+_DATABASE_SECONDS = 1.0
+_KNOWN = 4096
 
 
 class NotAllowedError(RemembrandtError):
@@ -53,7 +55,8 @@ class Services:
         self.config, self.backend, self.accounts = config, backend, accounts
         self.keys, self.databases = Keys(accounts), TenantDatabases(accounts)
         self.quotas, self.rates = Quotas(accounts), RateLimits(accounts)
-        self._principals: OrderedDict[bytes, tuple[float, Principal]] = OrderedDict()
+        self._principals: RecentlyFound[bytes, Principal] = RecentlyFound(_KEY_SECONDS)
+        self._entries: RecentlyFound[tuple[str, str, int], DatabaseEntry] = RecentlyFound(_DATABASE_SECONDS)
 
     @cached_property
     def signer(self) -> Signer:
@@ -78,18 +81,12 @@ class Services:
     async def principal(self, key: str) -> Principal | None:
         """Who a key belongs to. What was found is believed for three seconds; a revoked key lives no longer."""
         known = hashlib.sha256(key.encode()).digest()
-        if (found := self._principals.get(known)) is not None and time.monotonic() - found[0] < _KEY_SECONDS:
-            return found[1]
-        principal = await asyncio.to_thread(self.keys.verify, key)
-        self._principals.pop(known, None)
-        if principal is not None:
-            self._principals[known] = (time.monotonic(), principal)
-            if len(self._principals) > _KNOWN_KEYS:
-                self._principals.popitem(last=False)
-        return principal
+        return await self._principals.get(known, lambda: self.keys.verify(key))
 
     async def database(self, tenant_id: str, name: str | None) -> DatabaseEntry:
         """A database that a tenant may read, by name or id; None: the default one.
+
+        What was found is believed for a second, unless this replica changes a database.
 
         Raises:
             NotFoundError: there is none that it may see.
@@ -99,12 +96,16 @@ class Services:
             if not shared:
                 raise NotFoundError("name a database: this service has none that everybody may read")
             name = next(iter(shared))
-        own = await asyncio.to_thread(self.databases.find, tenant_id, name)
-        if own is not None:
-            return own
-        if name in shared:
+        found = await self._entries.get((tenant_id, name, self.databases.changes), lambda: self._entry(tenant_id, name))
+        if found is None:
+            raise NotFoundError(f"there is no database '{name}'")
+        return found
+
+    def _entry(self, tenant_id: str, name: str) -> DatabaseEntry | None:
+        own, shared = self.databases.find(tenant_id, name), self.config.shared_databases
+        if own is None and name in shared:
             return shared_entry(name, shared[name].uri, shared[name].where)
-        raise NotFoundError(f"there is no database '{name}'")
+        return own
 
     async def check_rows(self, entry: DatabaseEntry, ids: Sequence[int]) -> None:
         """Rows outside a view do not exist for whoever sees the view.
@@ -130,6 +131,26 @@ class Services:
             request_id=caller.request_id,
             **details,
         )
+
+
+class RecentlyFound(Generic[KeyT, ResultT]):
+    """What was found in the last seconds; what was not found is looked for again."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._found: OrderedDict[KeyT, tuple[float, ResultT]] = OrderedDict()
+
+    async def get(self, key: KeyT, find: Callable[[], ResultT | None]) -> ResultT | None:
+        """The value of a key; `find` runs in a thread."""
+        if (known := self._found.get(key)) is not None and time.monotonic() - known[0] < self._seconds:
+            return known[1]
+        found = await asyncio.to_thread(find)
+        self._found.pop(key, None)
+        if found is not None:
+            self._found[key] = (time.monotonic(), found)
+            if len(self._found) > _KNOWN:
+                self._found.popitem(last=False)
+        return found
 
 
 @dataclass(frozen=True)
