@@ -18,6 +18,8 @@ DEMO_DIR ?= .demo
 ARGS ?=
 
 export UV_PYTHON_DOWNLOADS := never
+# Where Python may not write bytecode, every worker would compile all of its imports anew.
+export UV_COMPILE_BYTECODE := 1
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV := 0
 export DEMO_DIR
 
@@ -82,13 +84,13 @@ clean:  ## Removes the environment, caches, builds and the demo
 
 # The development environment serves users too, so each stamp vouches for the smaller set as well.
 .venv/.installed: requirements.lock pyproject.toml | .venv/bin/python
-	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python requirements.lock
+	$(UV) pip sync --quiet --python $(BIN)/python requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@rm -f .venv/.installed-dev
 	@touch $@
 
 .venv/.installed-dev: requirements-dev.lock pyproject.toml | .venv/bin/python
-	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python requirements-dev.lock
+	$(UV) pip sync --quiet --python $(BIN)/python requirements-dev.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
 	@touch .venv/.installed $@
 
@@ -96,6 +98,6 @@ clean:  ## Removes the environment, caches, builds and the demo
 .venv-peers/.installed: tests/benchmarks/peers-clip.txt tests/benchmarks/peers-bm25.txt | .venv/.installed-dev
 	for peer in clip bm25; do \
 	  $(UV) venv --quiet --clear --python $(BIN)/python .venv-peers/$$peer; \
-	  $(UV) pip sync --quiet --compile-bytecode --python .venv-peers/$$peer/bin/python tests/benchmarks/peers-$$peer.txt; \
+	  $(UV) pip sync --quiet --python .venv-peers/$$peer/bin/python tests/benchmarks/peers-$$peer.txt; \
 	done
 	@touch $@
