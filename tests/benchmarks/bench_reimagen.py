@@ -143,10 +143,11 @@ def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
     median = {name: statistics.median(own) for name, own in times.items()}
     ratio = median["live"] / median["precomputed"]
+    batch = stage["loop"]["batch_size"]
     return (
-        f"Stage {size}, batch 64, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with precomputed "
-        f"and {median['live'] * 1000:.0f} ms with live neighbours, **{ratio:.3f}** times as long (medians of "
-        f"{arguments.steps} × {ROUNDS} steps, in turns)."
+        f"Stage {size}, batch {batch}, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with "
+        f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, **{ratio:.3f}** times as long (medians "
+        f"of {arguments.steps} × {ROUNDS} steps, in turns)."
     )
 
 
