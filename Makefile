@@ -56,7 +56,7 @@ fmt: .venv/.installed-dev  ## Formats the code and mends what ruff can
 bench: .venv/.installed-dev .venv-peers/.installed  ## Benchmarks beside their peers, into tests/benchmarks/*.md; ARGS='search' for one
 	$(BIN)/python -m tests.benchmarks $(ARGS)
 
-gpu-check: .venv/.installed-dev  ## On a machine with a CUDA GPU: speed and memory of RDM 400M, into tests/benchmarks/gpu.md
+gpu-check: .venv/.installed-dev  ## On a machine with a CUDA GPU: speed and memory of the large models, into tests/benchmarks/gpu.md
 	$(BIN)/python -m tests.benchmarks.gpu_check $(ARGS)
 
 lock: $(filter-out uv,$(UV))  ## Resolves the dependencies anew into requirements*.lock
