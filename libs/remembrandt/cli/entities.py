@@ -56,7 +56,7 @@ def demo_entities(
     drawn = [(picture.image, picture.record) for picture in generator.generate(requests)]
     rows = picture_rows(drawn, images_in(database))
     for suffix in (".png", ".html"):
-        title = f"Things that it never saw, with and without references · {Path(model).name}"
+        title = f"With and without references · {Path(model).name}"
         write_sheet(rows, title, out / f"samples-entities{suffix}")
     if as_json:
         print(json.dumps({"sheets": str(out), "pictures": len(drawn)}))

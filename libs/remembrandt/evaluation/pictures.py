@@ -36,7 +36,8 @@ def title_of(record: Record) -> str:
     part = ", ".join(f"{column} {'/'.join(values)}" for column, values in record.where.items())
     database = f" · {record.database}" + (f" ({part})" if part else "") if record.database else ""
     top_m = f", top-m {record.strategy['top_m']:g}" if "top_m" in record.strategy else ""
-    return f"{start}{record.strategy['name']}{top_m}, s = {record.guidance_scale:g}{database}"
+    found = f"{record.strategy['name']}{top_m}" if record.neighbors else "no neighbours"
+    return f"{start}{found}, s = {record.guidance_scale:g}{database}"
 
 
 def images_in(database: Database) -> Callable[[Record], list[Image.Image | None]]:
