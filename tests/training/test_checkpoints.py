@@ -8,7 +8,7 @@ from remembrandt.errors import ConfigError
 from remembrandt.training.checkpoints import Position, unchanging
 from remembrandt.training.config import LoopConfig
 
-LOOP = LoopConfig(steps=10, batch_size=8)
+LOOP = LoopConfig(steps=10, batch_size=8, precision="autocast")
 
 
 def position(loop: LoopConfig = LOOP, **identity: str) -> Position:
@@ -33,6 +33,13 @@ def test_what_losses_depend_on_may_not(now: Position, message: str) -> None:
     with pytest.raises(ConfigError, match="run") as caught:
         position().check(now)
     assert message in str(caught.value)
+
+
+def test_bf16_at_stage_0_is_kept_as_stage_1_is() -> None:
+    half = LOOP.model_copy(update={"precision": "bf16"})
+    position(half).check(position(half.model_copy(update={"zero_stage": 1})))
+    with pytest.raises(ConfigError, match=r"ZeRO stage 1 on 1 workers .* may change its workers"):
+        position(half).check(position(half.model_copy(update={"workers": 2})))
 
 
 def test_spread_state_keeps_its_workers() -> None:

@@ -52,7 +52,8 @@ class Position:
         if self.zero_stage != now.zero_stage or (spread and self.workers != now.workers):
             raise ConfigError(
                 f"the run's checkpoint is of ZeRO stage {self.zero_stage} on {self.workers} workers and cannot be "
-                f"taken up at stage {now.zero_stage} on {now.workers}: only stage 0 may change its workers"
+                f"taken up at stage {now.zero_stage} on {now.workers}: only stage 0 may change its workers, "
+                "and bf16 runs at stage 1 at least"
             )
 
 
