@@ -193,9 +193,6 @@ def neighbor_answer(
     served: Services, tenant_id: str, entry: DatabaseEntry | None, version: str | None, own: NeighborRecord
 ) -> NeighborAnswer:
     """A row, with a URL that shows it."""
-    url = None
-    if entry is not None and own.id is not None:
-        url = thumbnail_url(served, tenant_id, entry, version, own.id)
     return NeighborAnswer(
         row=own.id,
         score=own.score,
@@ -203,13 +200,17 @@ def neighbor_answer(
         caption=own.caption,
         licence=own.licence,
         fields=dict(own.fields or {}),
-        thumbnail_url=url,
+        thumbnail_url=thumbnail_url(served, tenant_id, entry, version, own),
     )
 
 
-def thumbnail_url(served: Services, tenant_id: str, entry: DatabaseEntry, version: str | None, row: int) -> str:
-    """Opens a row's picture without a key."""
-    path = f"/v1/databases/{entry.id}/rows/{row}/image"
+def thumbnail_url(
+    served: Services, tenant_id: str, entry: DatabaseEntry | None, version: str | None, own: NeighborRecord
+) -> str | None:
+    """Opens a row's picture without a key; None for what is no row."""
+    if entry is None or own.id is None:
+        return None
+    path = f"/v1/databases/{entry.id}/rows/{own.id}/image"
     return served.base_url + served.signer.sign(path, tenant=tenant_id, version=version, size=256)
 
 
