@@ -8,6 +8,7 @@ from PIL import Image
 
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID, Filter
+from remembrandt.databases.rows import take_rows
 from remembrandt.encoders import EncoderConfig
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import EncoderMismatchError, SearchError, VersionError
@@ -90,6 +91,24 @@ def test_rows_come_in_the_order_asked_with_everything_known(database: Database) 
     assert row.key == "filled/black-arrow.png" and row.caption == "black arrow" and row.group == "black-arrow"
     assert row.captions == ("a filled black arrow", "arrow, black") and row.licence == "Apache-2.0"
     assert row.fields["style"] == "filled" and row.width == 48 and row.image is not None and row.image[:4] == b"\x89PNG"
+
+
+def test_texts_are_those_of_the_row_store_whether_they_are_kept_close_or_not(
+    emoji_like_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, columns = [319, 0, 7, 160, 159, 7], ["key", "caption", "group", "licence", "style"]
+    with Database.open(emoji_like_database) as opened:
+        expected = take_rows(opened.dataset, asked, columns, opened.manifest.fields)
+        fragments = len(opened.dataset.get_fragments())
+    assert fragments > 1, "rows of several pieces"
+    for limit, kept in (("0", 0), ("1", 1)):
+        monkeypatch.setenv("REMEMBRANDT_CACHE", str(tmp_path / limit))
+        monkeypatch.setenv("REMEMBRANDT_TEXT_CACHE_GB", limit)
+        with Database.open(emoji_like_database) as opened:
+            assert opened.rows(asked, columns) == expected
+            assert opened.rows([], columns) == []
+            assert [row.caption for row in opened.rows([5], ["caption"])] == [opened.rows([5])[0].caption]
+        assert len(list((tmp_path / limit).glob("texts/*.arrow"))) == kept
 
 
 def test_raw_embeddings_are_not_normalised(database: Database) -> None:

@@ -29,26 +29,33 @@ class JobProcess:
     """`python jobs/<name>.py` with a Ray instance of its own; all its processes carry a mark to find them by."""
 
     name: str
+    cpus = 2
 
-    def __init__(self, values: dict[str, Any], scratch: Path) -> None:
+    def __init__(self, values: dict[str, Any], scratch: Path, environment: dict[str, str] | None = None) -> None:
         self._mark = uuid.uuid4().hex
         config = scratch / f"{self.name}-{self._mark}.yaml"
         config.write_text(yaml.safe_dump(values))
         self.log = config.with_suffix(".log")
         self._tmp = tempfile.TemporaryDirectory(prefix="rmb", ignore_cleanup_errors=True)
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        environment |= {
+        inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+        own = {
             _MARK: self._mark,
             "RAY_TMPDIR": self._tmp.name,
             "OMP_NUM_THREADS": "1",
             "RAY_worker_niceness": "0",
+            "REMEMBRANDT_RAY_CPUS": str(self.cpus),
+            "REMEMBRANDT_RAY_OBJECT_STORE_MB": "150",
+            **(environment or {}),
         }
-        environment |= {"REMEMBRANDT_RAY_CPUS": "2", "REMEMBRANDT_RAY_OBJECT_STORE_MB": "150"}
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(
                 [sys.executable, f"jobs/{self.name}.py", "--config", str(config)],
-                cwd=REPOSITORY, env=environment, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
+                cwd=REPOSITORY,
+                env={**inherited, **own},
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
 
     @property
     def running(self) -> bool:
@@ -106,9 +113,10 @@ class BuildProcess(JobProcess):
 
 
 class TrainProcess(JobProcess):
-    """A training run of RDM."""
+    """A training run of RDM: two workers and retrieval beside them fit."""
 
     name = "train_rdm"
+    cpus = 3
 
     def kill_actor(self, rng: random.Random) -> bool:
         """SIGKILL to a retrieval actor; False if there is none."""
@@ -123,6 +131,12 @@ class TrainProcess(JobProcess):
         if workers:
             workers[0].kill()
         return bool(workers)
+
+
+class TrainCascadeProcess(TrainProcess):
+    """A training run of all stages of a Re-Imagen, one after the other."""
+
+    name = "train_reimagen"
 
 
 class Watcher:

@@ -1,6 +1,5 @@
 """Stages of Re-Imagen on neighbours by BM25: live and precomputed, spread over workers, and painted with afterwards."""
 
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,44 +17,23 @@ from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbo
 from remembrandt.errors import ConfigError, RemembrandtError, SourceError
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest
 from remembrandt.generation.job import SampleCascadeConfig, sample_pictures
+from remembrandt.training.journal import read_journal
 from remembrandt.training.reimagen import TrainReimagenConfig, train_reimagen
+from tests.support.builds import TrainCascadeProcess
 from tests.support.elasticsearch_node import ElasticsearchNode
-from tests.support.models import TINY_BASE, TINY_SUPER
+from tests.support.models import TINY_BASE
 from tests.support.processes import wait_until
 from tests.support.ray_cluster import RayCluster
+from tests.training.conftest import EXCLUDE
 from tests.training.workers import train_all
 
 pytestmark = pytest.mark.ray
 
-EXCLUDE = {"same_key": True, "duplicates": True, "same_group": False}
-
 
 @pytest.fixture
-def values(emoji_like_database: str, tiny_clip: Path, tmp_path: Path) -> dict[str, Any]:
-    """Two stages, 12 steps of 8; `stage` says which."""
-    rows = {"uri": emoji_like_database}
-    loop = {
-        "steps": 12, "batch_size": 8, "precision": "fp32", "threads": 1, "ema": 0.9, "log_every": 4,
-        "checkpoint_every": 6, "samples": 4, "sample_every": 12,
-        "optimizer": {"kind": "adam", "learning_rate": 2e-3, "warmup": 2, "weight_decay": 0.0},
-    }  # fmt: skip
-    width = {"text_dim": 32}
-    return {
-        "name": "tiny",
-        "storage": str(tmp_path / "runs"),
-        "output": str(tmp_path / "model"),
-        "train_set": rows,
-        "neighbors": {
-            "database": rows, "similarity": "bm25", "num_neighbors": 2, "exclude": EXCLUDE, "pool": {"num_cpus": 0.1},
-        },
-        "text": {"kind": "clip", "encoder": {"model": str(tiny_clip), "precision": "fp32"}},
-        "cache": str(tmp_path / "cache"),
-        "stages": {
-            8: {"model": {**TINY_BASE.model_dump(mode="json"), **width}, "loop": loop},
-            16: {"model": {**TINY_SUPER.model_dump(mode="json"), **width}, "loop": loop},
-        },
-        "stage": 8,
-    }  # fmt: skip
+def values(cascade_values: dict[str, Any]) -> dict[str, Any]:
+    """The base stage."""
+    return {**cascade_values, "stage": 8}
 
 
 def variant(values: dict[str, Any], name: str, stage: int = 8, **loop: Any) -> dict[str, Any]:
@@ -161,32 +139,41 @@ def check_pictures(values: dict[str, Any], tmp_path: Path, opened: list[CascadeG
 @pytest.mark.slow
 @pytest.mark.elasticsearch
 @pytest.mark.chaos
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_training_waits_for_an_elasticsearch_that_is_killed_and_comes_back(
-    values: dict[str, Any], build_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster,
+    cascade_values: dict[str, Any], build_values: dict[str, Any], tmp_path: Path, ray_cluster: RayCluster,
     elasticsearch_node: ElasticsearchNode, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
-    uri = str(tmp_path / "databases" / "drawings")
+    rows = {"uri": str(tmp_path / "databases" / "drawings")}
     bm25 = {"backend": "elasticsearch", "url": elasticsearch_node.url}
-    build_database(parse_config(BuildConfig, {**build_values, "uri": uri, "bm25": bm25}, "test"))
-    searched = {**values, "train_set": {"uri": uri}, "neighbors": {**values["neighbors"], "database": {"uri": uri}}}
-    steps = {"steps": 60, "checkpoint_every": 5, "prefetch": 1}
-    (expected,) = train_all([variant(searched, "quiet", **steps)], 1)
+    build_database(parse_config(BuildConfig, {**build_values, **rows, "bm25": bm25}, "test"))
+    base = cascade_values["stages"][8]
+    loop = {**base["loop"], "steps": 60, "checkpoint_every": 5, "prefetch": 1, "sample_every": 0}
+    searched = {
+        **cascade_values, "train_set": rows, "stages": {8: {**base, "loop": loop}},
+        "neighbors": {**cascade_values["neighbors"], "database": rows},
+    }  # fmt: skip
+    environment = {"ELASTICSEARCH_URL": elasticsearch_node.url}
+    quiet = TrainCascadeProcess({**searched, "name": "quiet"}, tmp_path, environment)
+    assert quiet.wait() == 0, quiet.tail()
 
-    disturbed = variant(searched, "disturbed", **steps)
-    found: list[list[float]] = []
-    training = threading.Thread(target=lambda: found.extend(train_all([disturbed], 1)))
-    training.start()
-    folder = tmp_path / "runs" / "disturbed-8" / "metrics"
-    wait_until(lambda: any(folder.glob("*.jsonl")), "the first steps", 200)
-    elasticsearch_node.kill()
-    seen = len(list(folder.glob("*.jsonl")))
-    time.sleep(8)
-    assert training.is_alive() and len(list(folder.glob("*.jsonl"))) <= seen + 1, "it waits"
-    elasticsearch_node.restart()
-    training.join(300)
-    assert found == [expected] and len(expected) == 60
+    disturbed = TrainCascadeProcess({**searched, "name": "disturbed"}, tmp_path, environment)
+    try:
+        folder = tmp_path / "runs" / "disturbed-8" / "metrics"
+        wait_until(lambda: any(folder.glob("*.jsonl")), "the first steps", 200)
+        elasticsearch_node.kill()
+        seen = len(list(folder.glob("*.jsonl")))
+        time.sleep(8)
+        assert disturbed.running and len(list(folder.glob("*.jsonl"))) <= seen + 1, "it waits"
+        elasticsearch_node.restart()
+        assert disturbed.wait() == 0, disturbed.tail()
+        said = f"Elasticsearch at {elasticsearch_node.url} does not keep up or answer"
+        assert said in disturbed.log.read_text(), "and says so"
+    finally:
+        disturbed.end()
+    expected = read_journal(str(tmp_path / "runs" / "quiet-8"))
+    assert len(expected) == 60 and read_journal(str(tmp_path / "runs" / "disturbed-8")) == expected
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def _vectors(
     assert plan.dim is not None
     vector_plan = plan_vectors(rows, plan.dim, config.vectors)
     rng = np.random.default_rng(_QUERY_SEED)
-    sampled = np.sort(rng.choice(rows, size=min(config.gate.queries, rows), replace=False))
+    sampled = np.sort(rng.choice(rows, size=min(config.gate.num_queries, rows), replace=False))
     queries_QD = normalise(take_embeddings(dataset, sampled))
     k = min(config.gate.recall_at, rows)
     shards, files, truth = assemble_vectors(store, builds, vector_plan, dataset, queries_QD, k, _QUERY_SEED)

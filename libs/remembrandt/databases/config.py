@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -29,12 +29,24 @@ class ExcludeRowsConfig(ExcludeConfig):
 
 
 class GateConfig(Config):
-    """What a finished build must reach before it goes live."""
+    """What a finished build must reach before it goes live.
+
+    Attributes:
+        queries: rows whose neighbours are compared with the exact ones. `auto`: the more, the higher the floor, so that
+            the error of the measured recall does not ask for more search effort than the floor itself.
+    """
 
     recall_floor: float = Field(0.95, ge=0, le=1)
     recall_at: int = Field(20, ge=1)
-    queries: int = Field(200, ge=1)
+    queries: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     max_failed_share: float = Field(0.05, ge=0, le=1)
+
+    @property
+    def num_queries(self) -> int:
+        """200 up to a floor of .95, 1,000 at .99, at most 2,000."""
+        if self.queries != "auto":
+            return self.queries
+        return max(200, min(2000, round(10 / max(1 - self.recall_floor, 1e-9))))
 
 
 class NeighborsConfig(NeighborSearchConfig):

@@ -22,6 +22,7 @@ from remembrandt.databases.embeddings import EmbeddingColumn
 from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
 from remembrandt.databases.manifest import ROWS, TRAINED_INDEX, Manifest, digest
 from remembrandt.databases.rows import BASE_COLUMNS, Row, open_rows, take_rows
+from remembrandt.databases.texts import TEXT_COLUMNS, TextColumns
 from remembrandt.databases.vectors import ShardFile, VectorIndex, VectorPlan
 from remembrandt.encoders import EncoderConfig
 from remembrandt.encoders.base import ImageTextEncoder, normalise
@@ -188,7 +189,10 @@ class Database:
         for column in wanted:
             if column not in known:
                 raise SearchError(f"database '{self.name}' has no column '{column}': {nearest(column, known)}")
-        return take_rows(self.dataset, self._check_ids(ids).tolist(), wanted, self.manifest.fields)
+        checked = self._check_ids(ids)
+        if {*wanted} <= {"id", *TEXT_COLUMNS, *self.manifest.fields} and self._texts is not None:
+            return self._texts.rows(checked, wanted)
+        return take_rows(self.dataset, checked.tolist(), wanted, self.manifest.fields)
 
     def select(self, where: Filter | None = None) -> NDArray[np.int64]:
         """Ids of the rows that a filter allows, in order; None: of all."""
@@ -214,7 +218,7 @@ class Database:
 
     def close(self) -> None:
         """Gives back memory maps and connections."""
-        for name in ("_index", "_bm25", "_embeddings"):
+        for name in ("_index", "_bm25", "_embeddings", "_texts"):
             part = self.__dict__.pop(name, None)
             if hasattr(part, "close"):
                 part.close()
@@ -238,8 +242,17 @@ class Database:
 
     @cached_property
     def _embeddings(self) -> EmbeddingColumn:
+        return EmbeddingColumn(self.dataset, self.num_rows, self.dim, self._rows_identity)
+
+    @cached_property
+    def _texts(self) -> TextColumns | None:
+        return TextColumns.open(self.dataset, self.manifest.fields, self._rows_identity)
+
+    @property
+    def _rows_identity(self) -> str:
+        """Of the row store's contents, for what this machine keeps of it."""
         rows = [record.sha256 for record in self.manifest.file_records if record.path.startswith(ROWS)]
-        return EmbeddingColumn(self.dataset, self.num_rows, self.dim, digest("".join(rows).encode()))
+        return digest("".join(rows).encode())
 
     @cached_property
     def _bm25(self) -> Bm25Searcher:

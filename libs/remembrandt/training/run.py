@@ -2,9 +2,11 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ray
 from pyarrow.fs import FileSystem
 from ray.exceptions import RayError
 from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -12,18 +14,22 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from remembrandt.distributed import connect, plain_error
-from remembrandt.errors import RemembrandtError
+from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.progress import say
 from remembrandt.storage import open_store
 from remembrandt.training.job import TrainJob
 from remembrandt.training.output import REPORT
 from remembrandt.training.worker import train_worker
 
+_ROOM_SECONDS = 5.0
+"""Ray takes a moment to count what has ended as free."""
+
 
 def train(job: TrainJob) -> dict[str, Any]:
     """Trains, or goes on with the run of that name at that storage; returns the finished model's report.
 
     Raises:
+        ConfigError: more workers than this machine has room for.
         RemembrandtError: what a worker raised for the user, without Ray's wrapping.
         TrainingFailedError: workers were lost more than `max_failures` times.
     """
@@ -32,6 +38,7 @@ def train(job: TrainJob) -> dict[str, Any]:
     output.check_writable()
     open_store(job.storage).check_writable()
     connect_for_training()
+    check_room(loop.workers, gpu=loop.gpu)
     filesystem, path = open_store(job.storage).arrow()
     fit(
         lambda: make_trainer(
@@ -54,6 +61,29 @@ def connect_for_training() -> None:
     """Joins the cluster so that the workers' own lines appear here once: Ray Train would show each of them twice."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     connect(show_workers=True, dashboard=True)
+
+
+def check_room(workers: int, *, gpu: bool, setting: str = "loop.workers") -> None:
+    """Whether all workers can start now. A cluster may grow, and is waited for; this machine's own instance does not.
+
+    Raises:
+        ConfigError: they never can.
+    """
+    kind = "GPU" if gpu else "CPU"
+    deadline = time.monotonic() + _ROOM_SECONDS
+    while (free := ray.available_resources().get(kind, 0.0)) < workers:
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    else:
+        return
+    total = ray.cluster_resources().get(kind, 0.0)
+    found = f"{setting} = {workers} needs {workers} {kind}s, and of the {total:g} that Ray has, {free:.3g} are free"
+    if os.environ.get("RAY_ADDRESS"):
+        say(f"{found}: waiting until there are enough")
+        return
+    more = "" if gpu else ", or let Ray count with more: REMEMBRANDT_RAY_CPUS"
+    raise ConfigError(f"{found}: use fewer workers{more}")
 
 
 def fit(make: Callable[[], TorchTrainer], max_failures: int) -> None:

@@ -12,7 +12,7 @@ from remembrandt.training.contrastive.config import TrainClipConfig
 from remembrandt.training.contrastive.export import REPORT_FILE
 from remembrandt.training.contrastive.loop import train_worker
 from remembrandt.training.contrastive.teacher import check_teacher, read_phrases
-from remembrandt.training.run import connect_for_training, fit, make_trainer
+from remembrandt.training.run import check_room, connect_for_training, fit, make_trainer
 
 
 def train_clip(config: TrainClipConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -36,6 +36,7 @@ def train_clip(config: TrainClipConfig, *, dry_run: bool = False) -> dict[str, A
         say(f"would train {config.optimisation.steps} steps on {config.workers} worker(s) and write {config.output}")
         return {"dry_run": True, "output": config.output}
     connect_for_training()
+    check_room(config.workers, gpu=config.gpu, setting="workers")
     fit(lambda: _make_trainer(config), config.max_failures)
     report: dict[str, Any] = json.loads(output.read(REPORT_FILE))
     return report
