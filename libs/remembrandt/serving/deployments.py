@@ -18,6 +18,7 @@ from ray import serve
 from ray.dashboard.modules.job.common import JobStatus
 from ray.exceptions import RayActorError
 from ray.job_submission import JobSubmissionClient
+from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -39,6 +40,7 @@ ResultT = TypeVar("ResultT")
 _ATTEMPTS = 3
 _SEARCHES = 64
 _DRAIN_MARGIN_SECONDS = 10
+_RETRY_SECONDS = 2
 Handle = DeploymentHandle[Any]
 
 
@@ -225,13 +227,16 @@ def application(config: ServiceConfig, gallery: Path | None = None) -> serve.App
     """All deployments, bound to each other; `gallery`: folder of the web page."""
     args = config.model_dump(mode="json")
     # A replica that is replaced finishes what it was asked: nobody notices an upgrade.
-    drain = {"graceful_shutdown_timeout_s": config.deadline_seconds + _DRAIN_MARGIN_SECONDS}
-    retrieval = RetrievalDeployment.options(**drain, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
+    common = {
+        "graceful_shutdown_timeout_s": config.deadline_seconds + _DRAIN_MARGIN_SECONDS,
+        "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=_RETRY_SECONDS),
+    }
+    retrieval = RetrievalDeployment.options(**common, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
     samplers = {
-        name: SamplerDeployment.options(name=f"Sampler-{name}", **drain, **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
+        name: SamplerDeployment.options(name=f"Sampler-{name}", **common, **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
         for name, model in config.models.items()
     }
-    ingress = IngressDeployment.options(**drain, **config.ingress.options())  # type: ignore[attr-defined]
+    ingress = IngressDeployment.options(**common, **config.ingress.options())  # type: ignore[attr-defined]
     return cast(serve.Application, ingress.bind(args, retrieval, samplers, None if gallery is None else str(gallery)))
 
 
@@ -252,7 +257,7 @@ def _plain(answer: ResultT | RemembrandtError) -> ResultT:
 
 
 def _busy() -> TooManyRequestsError:
-    return TooManyRequestsError("more is asked for than can be made now: try again in a moment", retry_after=2)
+    return TooManyRequestsError("more is asked for than can be made now: try again in a moment", retry_after=_RETRY_SECONDS)
 
 
 def _unavailable(what: str) -> ServiceError:
