@@ -21,12 +21,10 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray import serve
 
 from remembrandt.generation import DatabaseRef, Generator, PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
-from services.app import build
 from tests.benchmarks.bench_search import CLIENTS, QUERIES, K, measure_peer, prepare, recall_of, row, timed
 from tests.benchmarks.report import table, write_report
 from tests.support.processes import free_ports
@@ -80,6 +78,11 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
         "telemetry": {"log_format": "text"},
     }
     os.environ.setdefault("PYTHONPATH", str(Path.cwd()))
+    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    from ray import serve  # which reads that when it is imported
+
+    from services.app import build
+
     ray.init(num_cpus=4, object_store_memory=300_000_000, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(args), name="remembrandt", route_prefix="/")

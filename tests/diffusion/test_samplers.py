@@ -20,13 +20,12 @@ def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("steps", [7, 100, 1000])
+@pytest.mark.parametrize("steps", [7, 100, 500])
 def test_ddim_follows_diffusers_step_by_step(steps: int, eta: float) -> None:
     theirs = DDIMScheduler(**SCHEDULE.diffusers_config(), set_alpha_to_one=False, clip_sample=False)
     theirs.set_timesteps(steps)
     ours = make_solver(SamplerConfig(num_inference_steps=steps, eta=eta), SCHEDULE, [3, 4])
-    # Of 1000 steps diffusers' first timestep lies beyond the schedule.
-    assert ours.timesteps == [min(int(t), 999) for t in theirs.timesteps]
+    assert ours.timesteps == [int(t) for t in theirs.timesteps]
     x = seeded_normal([3, 4], SHAPE)
     for index, t in enumerate(ours.timesteps):
         noise = torch.tanh(x) * (0.5 + t / 2000)
@@ -70,6 +69,16 @@ def test_progress_comes_with_a_forecast() -> None:
         on_step=lambda done, total, clean: told.append((done, total)) or None,
     )  # fmt: skip
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "unipc"])
+def test_any_number_of_steps_begins_where_the_noise_does(solver: SolverName) -> None:
+    for steps in (1, 9, *range(10, 101, 7), *range(101, 1000, 37), 500, 999, 1000):
+        found = make_solver(SamplerConfig(solver=solver, num_inference_steps=steps), SCHEDULE, [0]).timesteps
+        assert len(found) == steps and sorted(found, reverse=True) == list(found), steps
+        assert found[-1] >= 0 and found[0] < 1000 and (steps < 10 or found[0] >= 900), (steps, found[0])
+    many = SamplerConfig(solver=solver, num_inference_steps=999)
+    assert torch.isfinite(sample(predict, SCHEDULE, [many], [1], SHAPE, CPU)).all()
 
 
 def test_more_steps_than_timesteps_are_refused() -> None:

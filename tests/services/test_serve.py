@@ -127,13 +127,16 @@ def test_more_than_can_be_made_is_told_to_come_back(running: Running) -> None:
 
 
 def test_a_client_that_leaves_frees_its_place(running: Running) -> None:
+    body = {"prompt": "a", "n": 8, "steps": 999}
+    with pytest.raises(httpx.ReadTimeout):
+        running.http.post("/v1/images/generations", json=body, timeout=1)
     with (
         httpx.Client(trust_env=False) as leaving,
         leaving.stream(
             "POST",
             f"{running.url}/v1/images/generations",
             headers={"authorization": f"Bearer {running.key}"},
-            json={"prompt": "a", "n": 8, "steps": 999, "stream": True, "partial_images": 3},
+            json={**body, "stream": True, "partial_images": 3},
             timeout=60,
         ) as stream,
     ):

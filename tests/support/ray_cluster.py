@@ -8,6 +8,13 @@ from typing import Any, Self
 import ray
 from ray.cluster_utils import Cluster
 
+from tests.support.processes import free_ports
+
+# Serve reads them when it is imported, here and in every process of the cluster: its front is the one of cluster/.
+os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+for _name, _port in zip(("STATS", "METRICS"), free_ports(2), strict=True):
+    os.environ.setdefault(f"RAY_SERVE_HAPROXY_{_name}_PORT", str(_port))
+
 OBJECT_STORE_BYTES = 250_000_000
 
 

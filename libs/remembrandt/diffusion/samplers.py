@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -97,6 +98,10 @@ def sample(
     return out_BCHW
 
 
+_FEW_STEPS = 10
+_NOISY_END = 0.9
+
+
 def make_solver(settings: SamplerConfig, schedule: Schedule, seeds_B: Seeds) -> Solver:
     """The solver of a group.
 
@@ -133,16 +138,16 @@ class Ddim:
 
     def __init__(self, settings: SamplerConfig, schedule: NoiseSchedule, seeds_B: Seeds) -> None:
         self._eta, self._seeds_B = settings.eta, seeds_B
-        self._stride = schedule.num_timesteps // settings.num_inference_steps
-        steps = (i * self._stride + 1 for i in reversed(range(settings.num_inference_steps)))
-        self.timesteps = [min(t, schedule.num_timesteps - 1) for t in steps]
+        steps, total = settings.num_inference_steps, schedule.num_timesteps
+        stride = total // steps
+        leading = [i * stride + 1 for i in reversed(range(steps))]
+        self.timesteps = leading if _spans(leading[0], steps, total) else _evenly(steps, total)
         self._kept_T = schedule.alphas_cumprod
 
     def step(self, index: int, x_BCHW: torch.Tensor, noise_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """As the protocol says."""
-        t = self.timesteps[index]
-        kept = self._kept_T[t]
-        next_kept = self._kept_T[t - self._stride] if t >= self._stride else self._kept_T[0]
+        kept = self._kept_T[self.timesteps[index]]
+        next_kept = self._kept_T[self.timesteps[index + 1] if index + 1 < len(self.timesteps) else 0]
         variance = (1 - next_kept) / (1 - kept) * (1 - kept / next_kept)
         sigma = self._eta * variance**0.5
         clean_BCHW = (x_BCHW - float((1 - kept) ** 0.5) * noise_BCHW) / float(kept**0.5)
@@ -161,10 +166,13 @@ class DiffusersSolver:
         from diffusers import DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
         kind: Any = {"dpm_solver++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}[settings.solver]
+        steps, total = settings.num_inference_steps, schedule.num_timesteps
+        first = steps * (total // (steps + 1)) + 1
+        spacing = "leading" if _spans(first, steps, total) else "linspace"
         self._scheduler: Any = kind(
-            **schedule.diffusers_config(), solver_order=2, timestep_spacing="leading", lower_order_final=True
+            **schedule.diffusers_config(), solver_order=2, timestep_spacing=spacing, lower_order_final=True
         )
-        self._scheduler.set_timesteps(settings.num_inference_steps)
+        self._scheduler.set_timesteps(steps)
         self.timesteps = [int(t) for t in self._scheduler.timesteps]
         self._kept_T = schedule.alphas_cumprod
 
@@ -175,6 +183,19 @@ class DiffusersSolver:
         clean_BCHW = (x_BCHW - (1 - kept) ** 0.5 * noise_BCHW) / kept**0.5
         next_BCHW = self._scheduler.step(noise_BCHW, self._scheduler.timesteps[index], x_BCHW, return_dict=False)[0]
         return next_BCHW, clean_BCHW
+
+
+def _spans(first: int, steps: int, total: int) -> bool:
+    """Whether timesteps of the latent diffusion code base begin where the noise does.
+
+    Theirs are multiples of T // steps: for many steps that leaves out much of the noisy end, or goes beyond it.
+    """
+    return first < total and (steps < _FEW_STEPS or first >= _NOISY_END * total)
+
+
+def _evenly(steps: int, total: int) -> list[int]:
+    """Over the whole schedule."""
+    return [int(t) for t in np.linspace(total - 1, 0, steps).round()]
 
 
 @dataclass

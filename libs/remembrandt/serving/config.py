@@ -69,7 +69,8 @@ class ModelConfig(Config):
         model: folder of a finished model, or the name of a shipped one.
         steps: network evaluations of each stage, where a request says nothing.
         max_batch: pictures that are drawn together.
-        batch_wait_seconds: how long an idle sampler waits for more of them.
+        batch_wait_seconds: how long an idle sampler waits for more of them: worth it on a GPU, where one picture
+            takes as long as many.
         precision, compile, threads: of the network.
     """
 
@@ -77,7 +78,7 @@ class ModelConfig(Config):
     model: str
     steps: int = Field(25, ge=1)
     max_batch: int = Field(32, ge=1)
-    batch_wait_seconds: float = Field(0.005, ge=0)
+    batch_wait_seconds: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: int = Field(1, ge=1)

@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -32,7 +33,7 @@ from remembrandt.serving.coalescing import Coalescer
 from remembrandt.serving.config import ServiceConfig, parse_service
 from remembrandt.serving.errors import TooManyRequestsError, UploadError
 from remembrandt.serving.http import create_app
-from remembrandt.serving.painting import Drawing, Studio, open_painter
+from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
 from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
 from remembrandt.serving.telemetry import trace_to
 
@@ -91,14 +92,21 @@ class SamplerDeployment:
         self._studio = Studio(model, partial(open_painter, own), own.max_batch, own.batch_wait_seconds)
 
     async def draw(
-        self, drawings: Sequence[Drawing], deadline_seconds: float, partials: bool
+        self, drawings: Sequence[Drawing], deadline_seconds: float
     ) -> AsyncGenerator[Drawn | RemembrandtError]:
-        """As `Backend.draw`."""
+        """As `Backend.draw`, with what pictures are foreseen to be."""
         try:
-            async for drawn in stream(self._studio, drawings, deadline_seconds, partials=partials):
+            async for drawn in stream(self._studio, drawings, deadline_seconds, partials=True):
                 yield drawn
         except RemembrandtError as error:
             yield _as_value(error)
+
+    async def paint(self, drawings: Sequence[Drawing], deadline_seconds: float) -> list[Pixels] | RemembrandtError:
+        """As `Studio.draw`."""
+        try:
+            return await self._studio.draw(drawings, deadline_seconds)
+        except RemembrandtError as error:
+            return _as_value(error)
 
     async def ready(self) -> bool:
         """Whether it has loaded."""
@@ -156,23 +164,16 @@ class ServeBackend:
     ) -> AsyncGenerator[Drawn]:
         """As the protocol says."""
         for attempt in range(_ATTEMPTS):
-            answers: Any = self._streams[model].draw.remote(list(drawings), deadline_seconds, partials)
-            under_way = True
             try:
-                async for drawn in answers:
-                    yield _plain(drawn)
-                under_way = False
+                async with aclosing(self._drawn(model, list(drawings), deadline_seconds, partials)) as answers:
+                    async for drawn in answers:
+                        yield cast(Drawn, _plain(drawn))
                 return
             except BackPressureError:
-                under_way = False
                 raise _busy() from None
             except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
-                under_way = False
                 if attempt + 1 == _ATTEMPTS:
                     raise _unavailable(model) from error
-            finally:
-                if under_way:  # whoever asked has left; cancelling what has failed would raise its failure once more
-                    answers.cancel()
 
     async def start_build(self, job_id: str) -> None:
         """As the protocol says: a Ray job, so that it outlives this replica."""
@@ -205,6 +206,29 @@ class ServeBackend:
             except DeploymentUnavailableError:
                 raise _unavailable(name) from None
         return True
+
+    async def _drawn(
+        self, model: str, drawings: list[Drawing], deadline_seconds: float, partials: bool
+    ) -> AsyncGenerator[Drawn | RemembrandtError]:
+        """What one replica answers. A stream costs more than one answer does, and only what is foreseen needs it."""
+        handle: Any = self._streams[model].draw if partials else self._samplers[model].paint
+        answer = handle.remote(drawings, deadline_seconds)
+        under_way = True
+        try:
+            if partials:
+                async for drawn in answer:
+                    yield drawn
+                under_way = False
+            else:
+                pictures = await answer
+                under_way = False
+                yield pictures
+        except Exception:
+            under_way = False  # cancelling what has failed would raise its failure once more
+            raise
+        finally:
+            if under_way:  # whoever asked has left
+                answer.cancel()
 
     async def _search_all(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
         return cast(list[Rows | RemembrandtError], await self._ask(self._retrieval.search, queries))
@@ -257,7 +281,9 @@ def _plain(answer: ResultT | RemembrandtError) -> ResultT:
 
 
 def _busy() -> TooManyRequestsError:
-    return TooManyRequestsError("more is asked for than can be made now: try again in a moment", retry_after=_RETRY_SECONDS)
+    return TooManyRequestsError(
+        "more is asked for than can be made now: try again in a moment", retry_after=_RETRY_SECONDS
+    )
 
 
 def _unavailable(what: str) -> ServiceError:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from sqlalchemy import CursorResult, delete, func, select, update
+from sqlalchemy import CursorResult, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
@@ -44,14 +44,15 @@ class Quotas:
         """
         day, lease = now().date().isoformat(), new_id("ls")
         with self._accounts.write() as session:
-            self._take_lease(session, principal, lease, lease_seconds)
-            self._take_images(session, principal, day, images)
+            _take_lease(session, principal, lease, lease_seconds)
+            _take_images(session, principal, day, images)
         spent = Spent(images)
         try:
             yield spent
         finally:
             with self._accounts.write() as session:
-                session.execute(delete(LeaseRow).where(LeaseRow.id == lease))
+                ended = (LeaseRow.tenant_id == principal.tenant_id) & (LeaseRow.expires_at <= seconds())
+                session.execute(delete(LeaseRow).where((LeaseRow.id == lease) | ended))
                 if spent.kept < images:
                     given_back = UsageRow.images - (images - spent.kept)
                     own = (UsageRow.tenant_id == principal.tenant_id, UsageRow.day == day)
@@ -84,42 +85,35 @@ class Quotas:
         values = {"used_rows": TenantRow.used_rows + rows, "used_bytes": TenantRow.used_bytes + size}
         session.execute(update(TenantRow).where(TenantRow.id == tenant_id).values(**values))
 
-    @staticmethod
-    def _take_lease(session: Session, principal: Principal, lease: str, lease_seconds: float) -> None:
-        # An update that changes nothing locks the tenant's row: counting and adding are one step.
-        session.execute(
-            update(TenantRow).where(TenantRow.id == principal.tenant_id).values(used_rows=TenantRow.used_rows)
-        )
-        own = LeaseRow.tenant_id == principal.tenant_id
-        session.execute(delete(LeaseRow).where(own, LeaseRow.expires_at <= seconds()))
-        open_now = session.scalar(select(func.count()).select_from(LeaseRow).where(own)) or 0
-        if open_now >= principal.limits.max_concurrent:
-            raise TooManyRequestsError(
-                f"{open_now} requests of this tenant are under way and {principal.limits.max_concurrent} are allowed: "
-                "wait for one to end",
-                retry_after=1,
-            )
-        session.add(LeaseRow(id=lease, tenant_id=principal.tenant_id, expires_at=seconds() + lease_seconds))
 
-    @staticmethod
-    def _take_images(session: Session, principal: Principal, day: str, images: int) -> None:
-        insert = insert_sqlite if session.get_bind().dialect.name == "sqlite" else insert_postgresql
-        first = insert(UsageRow).values(tenant_id=principal.tenant_id, day=day, images=0)
-        session.execute(first.on_conflict_do_nothing(index_elements=["tenant_id", "day"]))
-        taken = session.execute(
-            update(UsageRow)
-            .where(
-                UsageRow.tenant_id == principal.tenant_id,
-                UsageRow.day == day,
-                UsageRow.images + images <= principal.limits.images_per_day,
-            )
-            .values(images=UsageRow.images + images)
+def _take_lease(session: Session, principal: Principal, lease: str, lease_seconds: float) -> None:
+    if session.get_bind().dialect.name == "postgresql":  # on SQLite, one writes at a time
+        session.execute(select(TenantRow.id).where(TenantRow.id == principal.tenant_id).with_for_update())
+    own = (LeaseRow.tenant_id == principal.tenant_id, LeaseRow.expires_at > seconds())
+    open_now = session.scalar(select(func.count()).select_from(LeaseRow).where(*own)) or 0
+    if open_now >= principal.limits.max_concurrent:
+        raise TooManyRequestsError(
+            f"{open_now} requests of this tenant are under way and {principal.limits.max_concurrent} are allowed: "
+            "wait for one to end",
+            retry_after=1,
         )
-        assert isinstance(taken, CursorResult)
-        if taken.rowcount != 1:
-            left = _DAY_SECONDS - int(seconds()) % _DAY_SECONDS
-            raise TooManyRequestsError(
-                f"{principal.limits.images_per_day:,} images a day are allowed, and {images} more would be too many: "
-                "ask for fewer, or wait for the next day (UTC)",
-                retry_after=left,
-            )
+    until = seconds() + lease_seconds
+    session.execute(insert(LeaseRow).values(id=lease, tenant_id=principal.tenant_id, expires_at=until))
+
+
+def _take_images(session: Session, principal: Principal, day: str, images: int) -> None:
+    limit = principal.limits.images_per_day
+    insert_or = insert_sqlite if session.get_bind().dialect.name == "sqlite" else insert_postgresql
+    first = insert_or(UsageRow).values(tenant_id=principal.tenant_id, day=day, images=images)
+    taken = first.on_conflict_do_update(
+        index_elements=["tenant_id", "day"],
+        set_={"images": UsageRow.images + images},
+        where=UsageRow.images + images <= limit,
+    ).returning(UsageRow.images)
+    if images > limit or session.scalar(taken) is None:
+        left = _DAY_SECONDS - int(seconds()) % _DAY_SECONDS
+        raise TooManyRequestsError(
+            f"{limit:,} images a day are allowed, and {images} more would be too many: "
+            "ask for fewer, or wait for the next day (UTC)",
+            retry_after=left,
+        )
