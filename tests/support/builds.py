@@ -31,7 +31,7 @@ class JobProcess:
     name: str
     cpus = 2
 
-    def __init__(self, values: dict[str, Any], scratch: Path, environment: dict[str, str] | None = None) -> None:
+    def __init__(self, values: dict[str, Any], scratch: Path) -> None:
         self._mark = uuid.uuid4().hex
         config = scratch / f"{self.name}-{self._mark}.yaml"
         config.write_text(yaml.safe_dump(values))
@@ -45,7 +45,6 @@ class JobProcess:
             "RAY_worker_niceness": "0",
             "REMEMBRANDT_RAY_CPUS": str(self.cpus),
             "REMEMBRANDT_RAY_OBJECT_STORE_MB": "150",
-            **(environment or {}),
         }
         with self.log.open("wb") as stream:
             self._process = subprocess.Popen(

@@ -154,11 +154,11 @@ def test_training_waits_for_an_elasticsearch_that_is_killed_and_comes_back(
         **cascade_values, "train_set": rows, "stages": {8: {**base, "loop": loop}},
         "neighbors": {**cascade_values["neighbors"], "database": rows},
     }  # fmt: skip
-    environment = {"ELASTICSEARCH_URL": elasticsearch_node.url}
-    quiet = TrainCascadeProcess({**searched, "name": "quiet"}, tmp_path, environment)
+    # The address stands in the database: whoever builds with `bm25.url` need not say it again.
+    quiet = TrainCascadeProcess({**searched, "name": "quiet"}, tmp_path)
     assert quiet.wait() == 0, quiet.tail()
 
-    disturbed = TrainCascadeProcess({**searched, "name": "disturbed"}, tmp_path, environment)
+    disturbed = TrainCascadeProcess({**searched, "name": "disturbed"}, tmp_path)
     try:
         folder = tmp_path / "runs" / "disturbed-8" / "metrics"
         wait_until(lambda: any(folder.glob("*.jsonl")), "the first steps", 200)

@@ -116,7 +116,7 @@ def build_database(config: BuildConfig, *, dry_run: bool = False) -> dict[str, A
         manifest = clock.run("neighbors", lambda: _with_neighbors(config, plan, manifest))
     owner.check()
     store = plan.catalog.version_store(plan.version)
-    checked = clock.run("verify", lambda: verify_version(store, manifest, hash_files=False))
+    checked = clock.run("verify", lambda: verify_version(store, manifest, hash_files=False, bm25=config.bm25))
     store.write(MANIFEST, encode_document(manifest))
     _publish(config, plan, manifest)
     plan.catalog.store.delete_tree(f"builds/{plan.version}")

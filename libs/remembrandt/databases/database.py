@@ -3,6 +3,7 @@
 Letters in names: B queries, K results, D embedding, N rows.
 """
 
+import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +16,8 @@ from PIL import Image
 from remembrandt import encoders
 from remembrandt.configuration import nearest
 from remembrandt.data.decode import DecodeConfig, decode_image
-from remembrandt.databases.bm25 import Bm25Info, Bm25Searcher, open_bm25
+from remembrandt.databases.bm25 import Bm25Config, Bm25Info, Bm25Searcher, open_bm25
+from remembrandt.databases.bm25.config import URL_VARIABLE
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.embeddings import EmbeddingColumn
@@ -40,9 +42,15 @@ class Database:
     """
 
     def __init__(
-        self, store: Store, manifest: Manifest, shards: Sequence[int] | None, encoder: ImageTextEncoder | None
+        self,
+        store: Store,
+        manifest: Manifest,
+        shards: Sequence[int] | None = None,
+        encoder: ImageTextEncoder | None = None,
+        bm25: Bm25Config | None = None,
     ) -> None:
         self._store, self.manifest = store, manifest
+        self._bm25_config = bm25
         self._shards = tuple(shards) if shards is not None else None
         self._encoder = encoder
         self.dataset = open_rows(store)
@@ -58,7 +66,7 @@ class Database:
         verify: Check = "files",
         shards: Sequence[int] | None = None,
     ) -> Self:
-        """Opens a version for search.
+        """Opens a version for search. Elasticsearch is looked for at ELASTICSEARCH_URL, else where the build found it.
 
         Args:
             uri: `<root>/<name>`, a path or `s3://…`.
@@ -78,9 +86,13 @@ class Database:
         return cls._open(catalog.version_store(manifest.version), manifest, encoder, verify, shards)
 
     @classmethod
-    def open_unpublished(cls, store: Store, manifest: Manifest) -> Self:
-        """A version whose manifest is not written yet: for the checks that come before it."""
-        return cls(store, manifest, None, None)
+    def open_unpublished(cls, store: Store, manifest: Manifest, bm25: Bm25Config | None = None) -> Self:
+        """A version whose manifest is not written yet: for the checks that come before it.
+
+        Args:
+            bm25: how Elasticsearch is reached; None: as `open` does.
+        """
+        return cls(store, manifest, bm25=bm25)
 
     @classmethod
     def _open(
@@ -267,7 +279,14 @@ class Database:
             if record.path.startswith("bm25/"):
                 folder = self._bm25_folder()
                 break
-        return open_bm25(info, folder, url=None)
+        return open_bm25(info, folder, url=None, config=self._bm25_config or self._bm25_of_build())
+
+    def _bm25_of_build(self) -> Bm25Config:
+        """Where the build found Elasticsearch, without credentials; the environment's address goes before it."""
+        built = self.manifest.config.get("bm25") or {}
+        if os.environ.get(URL_VARIABLE):
+            return Bm25Config()
+        return Bm25Config(**{name: built[name] for name in ("url", "ca_certs", "verify_certs") if name in built})
 
     def _bm25_folder(self) -> Path:
         """The embedded index as one local folder (files of remote versions are linked together in the cache)."""

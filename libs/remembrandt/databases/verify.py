@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from remembrandt.databases.assemble import document_text
+from remembrandt.databases.bm25 import Bm25Config
 from remembrandt.databases.cache import check_files
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import Filter
@@ -24,13 +25,19 @@ class VerifyReport:
 
 
 def verify_version(
-    store: Store, manifest: Manifest, *, recall_floor: float | None = None, hash_files: bool = True
+    store: Store,
+    manifest: Manifest,
+    *,
+    recall_floor: float | None = None,
+    hash_files: bool = True,
+    bm25: Bm25Config | None = None,
 ) -> VerifyReport:
     """Checks a version from files to answers.
 
     Args:
         recall_floor: what the recorded recall must reach; None: the floor in the version's own configuration.
         hash_files: hash every file (always done by `db verify`; a build has just hashed what it wrote).
+        bm25: how Elasticsearch is reached; None: as `Database.open` does.
 
     Raises:
         CorruptionError: a damaged file, by name.
@@ -42,7 +49,7 @@ def verify_version(
         "as in the manifest"
     ]
     floor = recall_floor if recall_floor is not None else float(manifest.config["gate"]["recall_floor"])
-    with Database.open_unpublished(store, manifest) as database:
+    with Database.open_unpublished(store, manifest, bm25) as database:
         checks.append(_check_row_ids(database))
         if manifest.vectors is not None:
             checks += [_check_shards(manifest), _check_vectors(database), _check_recall(manifest, floor)]
