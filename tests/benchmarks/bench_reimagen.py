@@ -1,9 +1,9 @@
 """Re-Imagen: neighbours encoded once a picture against in every pass, and training on live BM25 against precomputed.
 
-    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji] [--steps 30]
+    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji …] [--steps 30]
 
-The networks are those of the tiny configuration with random weights: speed does not depend on them. A database whose
-BM25 index lies in Elasticsearch is measured in the same way: name it with --database.
+The networks are those of the tiny configuration with random weights: speed does not depend on them. Live BM25 is
+measured with each database that is named: one whose index is embedded, and one whose index lies in Elasticsearch.
 """
 
 import argparse
@@ -41,7 +41,7 @@ BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--database", default=".demo/databases/emoji")
+    parser.add_argument("--database", nargs="+", default=[".demo/databases/emoji"])
     parser.add_argument("--steps", type=int, default=30)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
@@ -51,7 +51,14 @@ def main() -> None:
         f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, "
         f"two threads; medians of {ROUNDS} alternating rounds."
     )
-    sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", live(values, arguments)]
+    os.environ |= {
+        "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
+        "MASTER_PORT": str(free_ports(1)[0]),
+    }  # fmt: skip
+    connect()
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    alive = [live(values, database, arguments.steps) for database in arguments.database]
+    sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", *alive]
     path = write_report("reimagen", "Re-Imagen", "make bench", ("torch", "deepspeed", "diffusers", "ray"), sections)
     print(path.read_text())
 
@@ -92,17 +99,11 @@ def reuse(config: StageConfig) -> dict[str, str]:
     }
 
 
-def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
+def live(values: dict[str, Any], uri: str, steps: int) -> str:
     """Median steps of the first stage with live and with precomputed neighbours."""
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-        "MASTER_PORT": str(free_ports(1)[0]),
-    }  # fmt: skip
-    connect()
-    dist.init_process_group("gloo", rank=0, world_size=1)
     size = min(values["stages"])
     with tempfile.TemporaryDirectory() as scratch:
-        rows = {**values["train_set"], "uri": arguments.database}
+        rows = {**values["train_set"], "uri": uri}
         search = {
             "num_neighbors": NEIGHBORS,
             "similarities": ["bm25"],
@@ -110,14 +111,14 @@ def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
             "where": rows["where"],
         }
         found = {
-            "database": arguments.database,
-            "train_set": {"kind": "database", "uri": arguments.database},
+            "database": uri,
+            "train_set": {"kind": "database", "uri": uri},
             "out": f"{scratch}/neighbors",
             "search": search,
         }
         precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
         stage = values["stages"][size]
-        loop = {**stage["loop"], "steps": WARM_UP + arguments.steps, "checkpoint_every": 10**6, "sample_every": 0}
+        loop = {**stage["loop"], "steps": WARM_UP + steps, "checkpoint_every": 10**6, "sample_every": 0}
         asked = {**values["neighbors"], "database": rows}
         common = {
             **values,
@@ -134,11 +135,11 @@ def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
         for cache in caches(alive, [size]):
             fill_cache(cache, TrainSet.open(cache.train_set))
         times: dict[str, list[float]] = {"precomputed": [], "live": []}
-        with RetrievalPool.start(arguments.database, num_cpus=0.25) as pool:
+        with RetrievalPool.start(uri, num_cpus=0.25) as pool:
             for _ in range(ROUNDS):
                 for name, job in (("precomputed", StageJob(stored, size, None)), ("live", StageJob(alive, size, pool))):
                     times[name] += diffs(timed(job).starts)
-    with Database.open(arguments.database) as database:
+    with Database.open(uri) as database:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
     median = {name: statistics.median(own) for name, own in times.items()}
@@ -147,7 +148,7 @@ def live(values: dict[str, Any], arguments: argparse.Namespace) -> str:
     return (
         f"Stage {size}, batch {batch}, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with "
         f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, **{ratio:.3f}** times as long (medians "
-        f"of {arguments.steps} × {ROUNDS} steps, in turns)."
+        f"of {steps} × {ROUNDS} steps, in turns)."
     )
 
 
