@@ -1,6 +1,6 @@
 """Re-Imagen: neighbours encoded once a picture against in every pass, and training on live BM25 against precomputed.
 
-    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji …] [--steps 30]
+    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji …] [--steps 60]
 
 The networks are those of the tiny configuration with random weights: speed does not depend on them. Live BM25 is
 measured with each database that is named: one whose index is embedded, and one whose index lies in Elasticsearch.
@@ -31,8 +31,8 @@ from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
-from tests.benchmarks.bench_training import WARM_UP, diffs, timed
 from tests.benchmarks.report import table, write_report
+from tests.benchmarks.turns import WARM_UP, Turns, ratio, run_in_turns, trainer_of
 from tests.support.processes import free_ports
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_reimagen" / "tiny.yaml"
@@ -42,7 +42,7 @@ BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", nargs="+", default=[".demo/databases/emoji"])
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     values = yaml.safe_load(CONFIG.read_text())
@@ -134,21 +134,24 @@ def live(values: dict[str, Any], uri: str, steps: int) -> str:
         stored = parse_config(TrainReimagenConfig, {**common, "name": "stored", "neighbors": disk}, "bench")
         for cache in caches(alive, [size]):
             fill_cache(cache, TrainSet.open(cache.train_set))
-        times: dict[str, list[float]] = {"precomputed": [], "live": []}
+        turns = Turns(("precomputed", "live"))
         with RetrievalPool.start(uri, num_cpus=0.25) as pool:
-            for _ in range(ROUNDS):
-                for name, job in (("precomputed", StageJob(stored, size, None)), ("live", StageJob(alive, size, pool))):
-                    times[name] += diffs(timed(job).starts)
+            trainers = {
+                "precomputed": trainer_of(StageJob(stored, size, None), turns, "precomputed"),
+                "live": trainer_of(StageJob(alive, size, pool), turns, "live"),
+            }
+            times = run_in_turns(turns, {name: trainer.run for name, trainer in trainers.items()})
+            for trainer in trainers.values():
+                trainer.feed.close()
     with Database.open(uri) as database:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
     median = {name: statistics.median(own) for name, own in times.items()}
-    ratio = median["live"] / median["precomputed"]
     batch = stage["loop"]["batch_size"]
     return (
         f"Stage {size}, batch {batch}, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with "
-        f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, **{ratio:.3f}** times as long (medians "
-        f"of {steps} × {ROUNDS} steps, in turns)."
+        f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, "
+        f"**{ratio(times['live'], times['precomputed']):.3f}** times as long (medians of {steps} steps in turns)."
     )
 
 

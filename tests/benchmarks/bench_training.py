@@ -1,21 +1,19 @@
 """Training speed of the small RDM: our loop against a plain PyTorch loop, and live retrieval against precomputed.
 
-    python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 30]
+    python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 60]
 
 Live retrieval is measured from that database and from one of a million rows: its embeddings, and others scattered
-around them. All loops train the same U-Net with the same batch and precision in this process, in turns; a step's time
-is the median over all rounds. The plain loop has everything in memory, draws its noise with torch.randn, and does
-nothing else.
+around them. All loops train the same U-Net with the same batch and precision in this process and take their steps in
+turns; ratios are medians over pairs of steps. The plain loop has everything in memory, draws its noise with
+torch.randn, averages its weights as ours does (torch's own average), and does nothing else.
 """
 
 import argparse
 import os
 import statistics
 import tempfile
-import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +21,7 @@ import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import yaml
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.build import build_database
@@ -32,45 +31,23 @@ from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbo
 from remembrandt.distributed import connect
 from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.retrieval import RetrievalPool
-from remembrandt.training.feeding import Fed
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
-from remembrandt.training.job import TrainJob
-from remembrandt.training.loop import Trainer
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
 from tests.benchmarks.report import table, write_report
+from tests.benchmarks.turns import WARM_UP, Turns, ratio, run_in_turns, trainer_of
 from tests.support.processes import free_ports
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
-WARM_UP, ROUNDS = 4, 3
 MILLION, PART = 1_000_000, 100_000
-
-
-@dataclass
-class TimedTrainer(Trainer):
-    """Notes when each step begins; leaves out checkpoints and the finished model."""
-
-    starts: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
-
-    def _advance(self, feds: list[Fed]) -> torch.Tensor:
-        self.starts.append(time.perf_counter())
-        self.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
-        return super()._advance(feds)
-
-    def _checkpoint(self) -> None:
-        return
-
-    def _finish(self) -> None:
-        return
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", default=".demo/databases/emoji")
     parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
     os.environ |= {
         "DS_ACCELERATOR": "cpu",
@@ -84,18 +61,18 @@ def main() -> None:
     connect()
     dist.init_process_group("gloo", rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
-        rows, waits = measure(arguments, Path(scratch))
-    seconds = {row["loop"]: row["seconds"] for row in rows}
+        times, waits = measure(arguments, Path(scratch))
+    kept = times["precomputed"]
     text = (
-        f"Median step of {arguments.steps} × {ROUNDS} (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
-        f"**{seconds['live'] / seconds['precomputed']:.3f}**, from a million rows "
-        f"**{seconds['live, 1M rows'] / seconds['precomputed']:.3f}**; images/s of ours (precomputed) over the plain "
-        f"loop: **{seconds['plain'] / seconds['precomputed']:.3f}**. Median wait for live neighbours: "
-        f"{waits * 1000:.2f} ms."
+        f"Medians of {arguments.steps} steps in turns (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
+        f"**{ratio(times['live'], kept):.3f}**, from a million rows **{ratio(times['live, 1M rows'], kept):.3f}**; "
+        f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**. Median wait for "
+        f"live neighbours: {statistics.median(waits) * 1000:.2f} ms."
     )
+    medians = {name: statistics.median(own) for name, own in times.items()}
     shown = [
-        {"loop": row["loop"], "ms a step": f"{row['seconds'] * 1000:.1f}", "images/s": f"{64 / row['seconds']:.1f}"}
-        for row in rows
+        {"loop": name, "ms a step": f"{seconds * 1000:.1f}", "images/s": f"{64 / seconds:.1f}"}
+        for name, seconds in medians.items()
     ]
     path = write_report(
         "training", "Training", "make bench", ("torch", "deepspeed", "diffusers", "ray"), [table(shown), text]
@@ -103,8 +80,8 @@ def main() -> None:
     print(path.read_text())
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str, Any]], float]:
-    """Step times of the three loops, and the median wait of the live one."""
+def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, list[float]], list[float]]:
+    """Step times of the four loops, and the waits of the live ones."""
     values = yaml.safe_load(CONFIG.read_text())
     database = {**values["train_set"], "uri": arguments.database}
     asked = values["neighbors"]
@@ -144,20 +121,19 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[list[dict[str
         for name, v in {"live": live, "precomputed": disk, "live, 1M rows": large}.items()
     }
     fill_cache(latent_cache(configs["live"]), TrainSet.open(configs["live"].train_set))
-    times: dict[str, list[float]] = {name: [] for name in ("plain", "precomputed", "live", "live, 1M rows")}
-    waits: list[float] = []
+    turns = Turns(("plain", "precomputed", "live", "live, 1M rows"))
     with (
         RetrievalPool.start(arguments.database, num_cpus=0.25) as pool,
         RetrievalPool.start(million, num_cpus=0.25) as large_pool,
     ):
-        for _ in range(ROUNDS):
-            times["plain"] += plain_loop(configs["precomputed"], arguments.steps)
-            for name, owner in (("precomputed", None), ("live", pool), ("live, 1M rows", large_pool)):
-                trainer = timed(RdmJob(configs[name], owner))
-                times[name] += diffs(trainer.starts)
-                waits += trainer.waits[WARM_UP:] if owner is not None else []
-    rows = [{"loop": name, "seconds": statistics.median(values)} for name, values in times.items()]
-    return rows, statistics.median(waits)
+        owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
+        trainers = {name: trainer_of(RdmJob(configs[name], owner), turns, name) for name, owner in owners.items()}
+        plain = PlainLoop(configs["precomputed"], WARM_UP + arguments.steps)
+        loops = {"plain": lambda: plain.run(lambda: turns.take("plain")), **{n: t.run for n, t in trainers.items()}}
+        times = run_in_turns(turns, loops)
+        for trainer in trainers.values():
+            trainer.feed.close()
+    return times, [wait for name in ("live", "live, 1M rows") for wait in trainers[name].waits[WARM_UP:]]
 
 
 def million_rows(uri: str, scratch: Path) -> str:
@@ -182,46 +158,39 @@ def million_rows(uri: str, scratch: Path) -> str:
     return target
 
 
-def timed(job: TrainJob) -> TimedTrainer:
-    """Trains once."""
-    objective, feed = job.build(torch.device("cpu"))
-    trainer = TimedTrainer(job, objective, feed, torch.device("cpu"), 0, lambda folder, step: None)
-    trainer.run()
-    feed.close()
-    return trainer
+class PlainLoop:
+    """A loop as anybody would write it."""
 
+    def __init__(self, config: TrainRdmConfig, steps: int) -> None:
+        self._objective, feed = RdmJob(config, None).build(torch.device("cpu"))
+        self._size, self._steps = config.loop.batch_size, steps
+        generator = torch.Generator().manual_seed(0)
+        indices = torch.randperm(feed.num_examples, generator=generator)[: self._size * steps].numpy()
+        batch = feed.retrieve(indices, feed.read(indices))
+        self._latents, self._neighbors = batch["latents_BCHW"], batch["neighbors_BKD"]
+        feed.close()
+        torch.manual_seed(0)
+        self._unet = build_unet(config.model)
+        self._optimizer = torch.optim.AdamW(self._unet.parameters(), lr=1e-4, fused=True)
+        self._average = AveragedModel(self._unet, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema))
 
-def plain_loop(config: TrainRdmConfig, steps: int) -> list[float]:
-    """Step times of a loop as anybody would write it."""
-    objective, feed = RdmJob(config, None).build(torch.device("cpu"))
-    schedule, size = objective.schedule, config.loop.batch_size
-    generator = torch.Generator().manual_seed(0)
-    indices = torch.randperm(feed.num_examples, generator=generator)[: size * (WARM_UP + steps)].numpy()
-    batch = feed.retrieve(indices, feed.read(indices))
-    latents, neighbors = batch["latents_BCHW"], batch["neighbors_BKD"]
-    torch.manual_seed(0)
-    unet = build_unet(config.model)
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, fused=True)
-    starts = []
-    for step in range(WARM_UP + steps):
-        starts.append(time.perf_counter())
-        part = slice(step * size, (step + 1) * size)
-        noise, t = torch.randn(latents[part].shape), torch.randint(0, schedule.num_timesteps, (size,))
-        with torch.autocast("cpu", torch.bfloat16):
-            noisy = schedule.add_noise(latents[part], noise, t)
-            predicted = run_unet(unet, noisy, t, objective.context({"neighbors_BKD": neighbors[part]}))
-            loss = (predicted.float() - schedule.target(latents[part], noise, t, "v")).square().mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-    feed.close()
-    return diffs(starts)
-
-
-def diffs(starts: list[float]) -> list[float]:
-    """Seconds of each step after the warm-up."""
-    return [b - a for a, b in zip(starts[WARM_UP:-1], starts[WARM_UP + 1 :], strict=True)]
+    def run(self, on_step: Callable[[], None]) -> None:
+        """All steps; `on_step` is called before each."""
+        schedule = self._objective.schedule
+        for step in range(self._steps):
+            on_step()
+            part = slice(step * self._size, (step + 1) * self._size)
+            noise, t = torch.randn(self._latents[part].shape), torch.randint(0, schedule.num_timesteps, (self._size,))
+            with torch.autocast("cpu", torch.bfloat16):
+                noisy = schedule.add_noise(self._latents[part], noise, t)
+                context = self._objective.context({"neighbors_BKD": self._neighbors[part]})
+                predicted = run_unet(self._unet, noisy, t, context)
+                loss = (predicted.float() - schedule.target(self._latents[part], noise, t, "v")).square().mean()
+            self._optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self._unet.parameters(), 1.0)
+            self._optimizer.step()
+            self._average.update_parameters(self._unet)
 
 
 if __name__ == "__main__":
