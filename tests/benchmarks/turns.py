@@ -3,8 +3,9 @@
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 
@@ -54,11 +55,18 @@ class TimedTrainer(Trainer):
     name: str = ""
     waits: list[float] = field(default_factory=list)
 
-    def _advance(self, feds: list[Fed]) -> torch.Tensor:
+    def _steps(self) -> Iterator[list[Fed]]:
         assert self.turns is not None
-        self.turns.take(self.name)
-        self.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
-        return super()._advance(feds)
+        batches = super()._steps()
+        try:
+            while self.step < self.loop.steps:
+                # Taking a batch lets the next one be made ready: that is work of this turn, not of the following one.
+                self.turns.take(self.name)
+                feds = next(batches)
+                self.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
+                yield feds
+        finally:
+            cast(Any, batches).close()
 
     def _checkpoint(self) -> None:
         assert self.turns is not None
