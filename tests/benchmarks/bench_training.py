@@ -167,7 +167,8 @@ class PlainLoop:
         generator = torch.Generator().manual_seed(0)
         indices = torch.randperm(feed.num_examples, generator=generator)[: self._size * steps].numpy()
         batch = feed.retrieve(indices, feed.read(indices))
-        self._latents, self._neighbors = batch["latents_BCHW"], batch["neighbors_BKD"]
+        self._latents = batch["latents_BCHW"]
+        self._neighbors = {name: values for name, values in batch.items() if name.startswith("neighbors")}
         feed.close()
         torch.manual_seed(0)
         self._unet = build_unet(config.model)
@@ -183,7 +184,7 @@ class PlainLoop:
             noise, t = torch.randn(self._latents[part].shape), torch.randint(0, schedule.num_timesteps, (self._size,))
             with torch.autocast("cpu", torch.bfloat16):
                 noisy = schedule.add_noise(self._latents[part], noise, t)
-                context = self._objective.context({"neighbors_BKD": self._neighbors[part]})
+                context = self._objective.context({name: own[part] for name, own in self._neighbors.items()})
                 predicted = run_unet(self._unet, noisy, t, context)
                 loss = (predicted.float() - schedule.target(self._latents[part], noise, t, "v")).square().mean()
             self._optimizer.zero_grad(set_to_none=True)

@@ -39,6 +39,8 @@ class Engine:
                 config=_deepspeed_config(loop, stage),
                 dist_init_required=False,
             )
+        if stage == 0 and loop.workers == 1:
+            self.network.enable_backward_allreduce = False  # it would copy every gradient twice to average it with none
         if loop.compile:
             self.network.compile()
         self._autocast_device = device.type
