@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from remembrandt.configuration import parse_config
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.database import Database
-from remembrandt.databases.hits import PAD_ID, Filter, Hits
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where
 from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.databases.neighbors import (
     DatabaseRowsConfig,
@@ -43,7 +43,8 @@ from tests.support.exact_searcher import ExactSearcher
 class NarrowSearcher(ExactSearcher):
     """Approximate as an inverted file that visits too few lists: three rows in four are never looked at."""
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
+        assert isinstance(where, Filter | None)
         excluded = {*(where.exclude_ids if where else ()), *(n for n in range(self.num_rows) if n % 4)}
         return super().search_embeddings(queries_BD, k, Filter(exclude_ids=tuple(excluded)))
 
@@ -99,7 +100,9 @@ def test_neighbours_are_the_best_rows_that_are_not_excluded_and_as_many_as_there
 class StyledSearcher(ExactSearcher):
     """Rows have a style by their id."""
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
+        if not isinstance(where, Filter | None):
+            return super().search_embeddings(queries_BD, k, where)
         if where is None or not where.equals:
             return super().search_embeddings(queries_BD, k, where)
         others = [n for n in range(self.num_rows) if STYLES[n % 3] not in where.equals["style"]]

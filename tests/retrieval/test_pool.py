@@ -104,6 +104,19 @@ def test_an_approximate_index_on_four_actors_answers_bit_for_bit_as_one_database
                     assert_same_search(pool, database, batch, k, where)
 
 
+def test_each_query_may_have_a_filter_of_its_own(exact_pool: RetrievalPool, exact: Database, exact_uri: str) -> None:
+    queries_BD, filters = exact.embeddings(range(0, 320, 20)), FILTERS * 4
+    alone = [exact.search_embeddings(query[None], 7, own) for query, own in zip(queries_BD, filters, strict=True)]
+    with RetrievalPool.start(exact_uri, num_actors=1, num_cpus=0.1) as one_actor:
+        for searcher in (exact, exact_pool, one_actor):
+            hits = searcher.search_embeddings(queries_BD, 7, filters)
+            np.testing.assert_array_equal(hits.ids, np.concatenate([own.ids for own in alone]))
+            np.testing.assert_array_equal(hits.scores, np.concatenate([own.scores for own in alone]))
+            texts = searcher.search_bm25(["red star"] * 16, 7, filters)
+            for row, own in zip(texts.ids, filters, strict=True):
+                np.testing.assert_array_equal(row, exact.search_bm25(["red star"], 7, own).ids[0])
+
+
 def test_bm25_embeddings_and_rows_are_those_of_the_database(exact_pool: RetrievalPool, exact: Database) -> None:
     texts = ["red circle", "a small star", "nothing of the kind"]
     for where in FILTERS:

@@ -32,7 +32,7 @@ def rss(names: tuple[str, ...]) -> int:
 
 def test_clients_notice_neither_deaths_nor_an_upgrade(running: Running, service_args: dict) -> None:  # type: ignore[type-arg] # noqa: F811
     stop, seen, failed, upgrade = threading.Event(), Counter[int](), list[str](), threading.Thread()
-    lasting = ("ray::ProxyActor", "ray::ServeController")
+    lasting = ("ray::ProxyActor", "ray::HAProxyManager", "ray::ServeController")
 
     def client(number: int) -> None:
         draw = random.Random(number)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from remembrandt.databases.hits import PAD_ID, Filter, Hits
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, search_each
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import SearchError
 
@@ -31,13 +31,17 @@ class ExactSearcher:
     def dim(self) -> int:
         return int(self._embeddings_ND.shape[1])
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
+        if not isinstance(where, Filter | None):
+            queries = np.asarray(queries_BD)
+            return search_each(where, k, lambda places, own: self.search_embeddings(queries[places], k, own))
         if not 1 <= k <= self.num_rows:
             raise SearchError(f"k = {k}")
         scores_BN = np.round(normalise(np.asarray(queries_BD)) @ normalise(self._embeddings_ND).T * 1024) / 1024
         return self._sorted(scores_BN, k, where)
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
+        assert isinstance(where, Filter | None)
         words = [set(text.split()) for text in self._texts]
         scores_BN = np.asarray([[len(set(text.split()) & own) or -np.inf for own in words] for text in texts])
         return self._sorted(scores_BN, k, where)

@@ -21,7 +21,7 @@ from remembrandt.databases.bm25.config import URL_VARIABLE
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.embeddings import EmbeddingColumn
-from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, search_each, top_k
 from remembrandt.databases.manifest import ROWS, TRAINED_INDEX, Manifest, digest
 from remembrandt.databases.rows import BASE_COLUMNS, Row, open_rows, take_rows
 from remembrandt.databases.texts import TEXT_COLUMNS, TextColumns
@@ -152,8 +152,8 @@ class Database:
         check_encoder(self.manifest, encoder)
         return encoder
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
-        """The `k` rows of highest cosine similarity; queries (B, D) of any norm.
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
+        """The `k` rows of highest cosine similarity; queries (B, D) of any norm. `where` may be one filter a query.
 
         Raises:
             SearchError: wrong D, k larger than the database, unknown filter column, no vectors.
@@ -162,6 +162,8 @@ class Database:
         if queries.shape[1] != self.dim:
             raise SearchError(f"queries have {queries.shape[1]} dimensions, and database '{self.name}' has {self.dim}")
         self._check_k(k)
+        if not isinstance(where, Filter | None):
+            return search_each(where, k, lambda places, own: self.search_embeddings(queries[places], k, own))
         return self._index.search(normalise(queries), k, self._mask(where) if where else None)
 
     def search_texts(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
@@ -179,9 +181,11 @@ class Database:
         own = found.ids == np.asarray(ids, dtype=np.int64)[:, None]
         return top_k(np.where(own, PAD_ID, found.ids), found.scores, k)
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
         """The `k` rows of highest BM25 score (k1 1.2, b 0.75) over caption and captions; fewer where fewer match."""
         self._check_k(k)
+        if not isinstance(where, Filter | None):
+            return search_each(where, k, lambda places, own: self.search_bm25([texts[p] for p in places], k, own))
         if where:
             self._check_columns(where)
         return self._bm25.search(list(texts), k, where)

@@ -3,7 +3,7 @@
 Shapes: B queries, K results.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -69,3 +69,22 @@ class Filter:
 
     def __bool__(self) -> bool:
         return bool(self.equals or self.exclude_ids or self.exclude_groups or self.exclude_keys)
+
+
+Where = Filter | Sequence[Filter | None] | None
+"""One filter for all queries of a search, or one for each."""
+
+
+def search_each(
+    filters: Sequence[Filter | None], k: int, search: Callable[[NDArray[np.intp], Filter | None], Hits]
+) -> Hits:
+    """Queries that share a filter are searched together: (their positions, the filter) → their hits."""
+    ids = np.full((len(filters), k), PAD_ID, np.int64)
+    scores = np.full((len(filters), k), -np.inf, np.float32)
+    positions: dict[Filter | None, list[int]] = {}
+    for position, own in enumerate(filters):
+        positions.setdefault(own, []).append(position)
+    for own, places in positions.items():
+        found = search(np.array(places), own)
+        ids[places], scores[places] = found.ids, found.scores
+    return Hits(ids, scores)

@@ -7,7 +7,7 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import lance
@@ -20,7 +20,7 @@ from remembrandt.configuration import Config
 from remembrandt.data.sources.common import key_digests
 from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.database import Database
-from remembrandt.databases.hits import PAD_ID, Filter, Hits, top_k
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, top_k
 from remembrandt.databases.manifest import ROWS, digest
 from remembrandt.databases.rows import embedding_matrix
 from remembrandt.encoders.base import normalise
@@ -117,13 +117,6 @@ class QueryBatch:
         values = None if same is None else table.column(same.column).to_pylist()
         return cls(Identities.of_table(table), table.column("caption").to_pylist(), embeddings_BD, values)
 
-    def take(self, positions_P: NDArray[np.int64]) -> "QueryBatch":
-        """Some of them."""
-        embeddings_BD = None if self.embeddings_BD is None else self.embeddings_BD[positions_P]
-        values = None if self.values is None else [self.values[p] for p in positions_P]
-        identities = Identities(self.identities.hashes_N3[positions_P])
-        return QueryBatch(identities, [self.texts[p] for p in positions_P], embeddings_BD, values)
-
     def __len__(self) -> int:
         return len(self.texts)
 
@@ -134,15 +127,15 @@ class RowSearcher(Protocol):
     @property
     def num_rows(self) -> int: ...
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits: ...
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits: ...
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits: ...
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits: ...
 
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]: ...
 
 
-Search = Callable[[NDArray[np.int64], int, Filter | None], Hits]
-"""(positions of queries in the batch, k, filter) → hits."""
+Search = Callable[[NDArray[np.int64], int, Where], Hits]
+"""(positions of queries in the batch, k, one filter or one a query) → hits."""
 
 
 class NeighborFinder:
@@ -173,12 +166,10 @@ class NeighborFinder:
 
     def by_clip(self, queries: QueryBatch) -> Hits:
         """Nearest by cosine similarity of embeddings."""
-        if self._same is not None:
-            return self._among_the_same(queries, self._same, NeighborFinder.by_clip)
         embeddings_BD = queries.embeddings_BD
         assert embeddings_BD is not None
 
-        def search(positions: NDArray[np.int64], k: int, where: Filter | None) -> Hits:
+        def search(positions: NDArray[np.int64], k: int, where: Where) -> Hits:
             return self._database.search_embeddings(embeddings_BD[positions], k, where)
 
         def exactly(position: int, excluded: NDArray[np.int64]) -> Hits:
@@ -188,42 +179,24 @@ class NeighborFinder:
 
     def by_bm25(self, queries: QueryBatch) -> Hits:
         """Best by BM25 of the query's text against captions (P2 §3.2); rows that share no word are no neighbours."""
-        if self._same is not None:
-            return self._among_the_same(queries, self._same, NeighborFinder.by_bm25)
 
-        def search(positions: NDArray[np.int64], k: int, where: Filter | None) -> Hits:
+        def search(positions: NDArray[np.int64], k: int, where: Where) -> Hits:
             return self._database.search_bm25([queries.texts[p] for p in positions], k, where)
 
         return self._find(queries, search, None)
-
-    def _among_the_same(
-        self, queries: QueryBatch, same: SameConfig, find: Callable[["NeighborFinder", QueryBatch], Hits]
-    ) -> Hits:
-        """Searches once for each value among the queries, and once for those that may have any neighbour."""
-        assert queries.values is not None
-        drawn_B = (queries.identities.hashes_N3[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53 < same.share
-        wanted = np.array([v if drawn else None for v, drawn in zip(queries.values, drawn_B, strict=True)], object)
-        found = _nothing(len(queries), self._k)
-        for value in dict.fromkeys(wanted.tolist()):
-            positions_P = np.flatnonzero(wanted == value)
-            where = self._where if value is None else narrowed(self._where, same.column, value)
-            if where is not None:
-                finder = NeighborFinder(self._database, self._rows, self._k, self._exclude, where)
-                hits = find(finder, queries.take(positions_P))
-                found.ids[positions_P], found.scores[positions_P] = hits.ids, hits.scores
-        return found
 
     def _find(
         self, queries: QueryBatch, search: Search, exactly: Callable[[int, NDArray[np.int64]], Hits] | None
     ) -> Hits:
         found = _nothing(len(queries), self._k)
-        open_B = np.arange(len(queries))
+        filters = self._filters(queries)
+        open_B = np.array([place for place, own in enumerate(filters) if own is not None], dtype=np.int64)
         fetches = (self._k + _EXTRA, self._k * _ESCALATION + _EXTRA)
         for fetch in fetches:
             still_open = []
             for first in range(0, len(open_B), _QUERIES_AT_ONCE):
                 some_B = open_B[first : first + _QUERIES_AT_ONCE]
-                hits = search(some_B, min(fetch, self._database.num_rows), self._filter())
+                hits = search(some_B, min(fetch, self._database.num_rows), _as_few([filters[p] for p in some_B]))
                 kept = self._without_excluded(queries, some_B, hits)
                 found.ids[some_B], found.scores[some_B] = kept.ids, kept.scores
                 complete_B = (kept.ids != PAD_ID).all(axis=1)
@@ -232,17 +205,30 @@ class NeighborFinder:
                 still_open.append(some_B[~complete_B])
             open_B = np.concatenate([open_B[:0], *still_open])
         for position in open_B.tolist():
-            excluded = self._excluded_rows(queries, position)
-            masked = search(np.array([position]), self._k, self._filter(tuple(excluded.tolist())))
+            excluded, own = self._excluded_rows(queries, position), filters[position] or Filter()
+            masked = search(np.array([position]), self._k, replace(own, exclude_ids=tuple(excluded.tolist())))
             attainable = min(self._k, self._database.num_rows - len(excluded))
             # Under a filter, how many rows are attainable is not known here; a masked search looks further by itself.
-            if exactly is not None and not self._where and (masked.ids != PAD_ID).sum() < attainable:
+            if exactly is not None and not own and (masked.ids != PAD_ID).sum() < attainable:
                 masked = exactly(position, excluded)
             found.ids[position], found.scores[position] = masked.ids[0], masked.scores[0]
         return found
 
-    def _filter(self, exclude_ids: tuple[int, ...] = ()) -> Filter | None:
-        return Filter(equals=self._where, exclude_ids=exclude_ids) or None
+    def _filters(self, queries: QueryBatch) -> list[Filter | None]:
+        """What the neighbours of each query must have; None where no row can have it."""
+        everywhere = Filter(equals=self._where)
+        if self._same is None:
+            return [everywhere] * len(queries)
+        assert queries.values is not None
+        narrow: dict[str, Filter | None] = {}
+        for value in dict.fromkeys(queries.values):
+            where = narrowed(self._where, self._same.column, value)
+            narrow[value] = None if where is None else Filter(equals=where)
+        drawn_B = (queries.identities.hashes_N3[:, 2] >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return [
+            narrow[value] if drawn < self._same.share else everywhere
+            for value, drawn in zip(queries.values, drawn_B.tolist(), strict=True)
+        ]
 
     def _without_excluded(self, queries: QueryBatch, positions_B: NDArray[np.int64], hits: Hits) -> Hits:
         theirs_BF3 = self._rows.hashes_N3[np.maximum(hits.ids, 0)]
@@ -267,6 +253,12 @@ class NeighborFinder:
             piece = Hits(np.where(np.isin(ids, excluded), PAD_ID, ids)[None], scores_1N)
             best = Hits.merge([best, piece], self._k)
         return best
+
+
+def _as_few(filters: Sequence[Filter | None]) -> Where:
+    """One filter where all are the same."""
+    distinct = set(filters)
+    return list(filters) if len(distinct) > 1 else next(iter(distinct)) or None
 
 
 def narrowed(where: Mapping[str, tuple[str, ...]], column: str, value: str) -> dict[str, tuple[str, ...]] | None:

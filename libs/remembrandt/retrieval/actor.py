@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.database import Check
-from remembrandt.databases.hits import Filter, Hits
+from remembrandt.databases.hits import Filter, Hits, Where
 from remembrandt.databases.manifest import MANIFEST, digest, encode_document
 from remembrandt.databases.rows import Row
 from remembrandt.databases.vectors.shards import Effort
@@ -52,7 +52,7 @@ class DatabaseActor:
         self._database(verify)
         return os.getpid()
 
-    def search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
+    def search(self, queries_BD: NDArray[np.float32], k: int, where: Where) -> Hits:
         """`Database.search_embeddings`, where this actor has every shard."""
         return self._database().search_embeddings(queries_BD, k, where)
 
@@ -72,7 +72,7 @@ class DatabaseActor:
         """`ShardDatabase.search_few`."""
         return self._database().search_few(queries_BD, k, where)
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None) -> Hits:
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where) -> Hits:
         """`Database.search_bm25`."""
         return self._database().search_bm25(texts, k, where)
 

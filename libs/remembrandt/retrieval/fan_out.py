@@ -11,7 +11,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from remembrandt.databases.hits import Filter, Hits
+from remembrandt.databases.hits import Filter, Hits, Where, search_each
 from remembrandt.databases.manifest import VectorsInfo
 from remembrandt.databases.vectors.exact import stack_hits
 from remembrandt.encoders.base import normalise
@@ -37,11 +37,13 @@ class FanOut:
         self._index, self._groups, self._anyone = RemoteIndex(info), groups, anyone
         self._counts: dict[Filter, int] = {}
 
-    async def search(self, queries_BD: NDArray[np.float32], k: int, where: Filter | None) -> Hits:
+    async def search(self, queries_BD: NDArray[np.float32], k: int, where: Where) -> Hits:
         """As `Database.search_embeddings`, of queries of any norm."""
         if len(self._groups) == 1:
             hits: Hits = await self._groups[0].ask("search", queries_BD, k, where)
             return hits
+        if not isinstance(where, Filter | None):
+            return await self._search_each(queries_BD, k, where)
         queries_BD = normalise(queries_BD)
         available = self._index.rows if where is None else await self._count(where)
         if not len(queries_BD) or not available:
@@ -53,6 +55,13 @@ class FanOut:
         runs = [queries_BD[i : i + step] for i in range(0, len(queries_BD), step)]
         searches = [self._carry(self._index.search_remotely(run_BD, k, available), where) for run_BD in runs]
         return stack_hits(await gather(searches))
+
+    async def _search_each(self, queries_BD: NDArray[np.float32], k: int, filters: Sequence[Filter | None]) -> Hits:
+        distinct = list(dict.fromkeys(filters))
+        places = [[place for place, own in enumerate(filters) if own == one] for one in distinct]
+        searches = [self.search(queries_BD[own], k, one) for one, own in zip(distinct, places, strict=True)]
+        found = dict(zip(distinct, await gather(searches), strict=True))
+        return search_each(filters, k, lambda _, own: found[own])
 
     async def _carry(self, search: Search, where: Filter | None) -> Hits:
         """Carries the questions of one search to the groups, and the answers back."""

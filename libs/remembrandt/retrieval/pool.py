@@ -20,7 +20,7 @@ from pydantic import Field
 
 from remembrandt.configuration import Config, parse_config
 from remembrandt.databases.catalog import Catalog
-from remembrandt.databases.hits import Filter, Hits
+from remembrandt.databases.hits import Hits, Where
 from remembrandt.databases.manifest import Manifest, digest, encode_document
 from remembrandt.databases.rows import Row
 from remembrandt.distributed import connect, plain_error
@@ -161,7 +161,7 @@ class RetrievalPool:
             raise SearchError(f"database '{self.name}' holds texts only and has no embeddings: search it with BM25")
         return self.manifest.dim
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
         """As `Database.search_embeddings`: the same ids and scores.
 
         Raises:
@@ -171,7 +171,7 @@ class RetrievalPool:
         """
         return self.submit_search_embeddings(queries_BD, k, where).result()
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
         """As `Database.search_bm25`."""
         return self.submit_search_bm25(texts, k, where).result()
 
@@ -188,7 +188,7 @@ class RetrievalPool:
         found: NDArray[np.float64] = self._submit(self._ask_one(self._any, "proposal")).result()
         return found
 
-    def submit_search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Future[Hits]:
+    def submit_search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Future[Hits]:
         """`search_embeddings` without waiting."""
         if self._fan_out is None:
             raise SearchError(f"database '{self.name}' has no vector index: search it with BM25")
@@ -202,7 +202,7 @@ class RetrievalPool:
             )
         return self._submit(self._fan_out.search(queries, k, where or None))
 
-    def submit_search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Future[Hits]:
+    def submit_search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Future[Hits]:
         """`search_bm25` without waiting."""
         (group,) = self._texts or [self._any]
         return self._submit(self._ask_one(group, "search_bm25", list(texts), k, where))

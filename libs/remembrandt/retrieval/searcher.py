@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from remembrandt.databases.hits import Filter, Hits
+from remembrandt.databases.hits import Hits, Where
 
 
 class Searcher(Protocol):
@@ -23,10 +23,10 @@ class Searcher(Protocol):
     def dim(self) -> int:
         """Embedding size D."""
 
-    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Filter | None = None) -> Hits:
+    def search_embeddings(self, queries_BD: ArrayLike, k: int, where: Where = None) -> Hits:
         """The `k` rows of highest cosine similarity; queries of any norm."""
 
-    def search_bm25(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
+    def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
         """The `k` rows of highest BM25 score."""
 
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
