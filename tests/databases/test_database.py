@@ -109,6 +109,10 @@ def test_texts_are_those_of_the_row_store_whether_they_are_kept_close_or_not(
             assert opened.rows([], columns) == []
             assert [row.caption for row in opened.rows([5], ["caption"])] == [opened.rows([5])[0].caption]
         assert len(list((tmp_path / limit).glob("texts/*.arrow"))) == kept
+    monkeypatch.setenv("REMEMBRANDT_CACHE", str(tmp_path / "full"))
+    with Database.open(emoji_like_database) as opened:
+        (tmp_path / "full" / "texts").write_text("no folder")
+        assert opened.rows(asked, columns) == expected
 
 
 def test_raw_embeddings_are_not_normalised(database: Database) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.rows import Row
+from remembrandt.progress import say
 
 TEXT_COLUMNS = ("key", "caption", "group", "licence")
 _BATCH_ROWS = 65_536
@@ -45,7 +46,11 @@ class TextColumns:
             limit = float(os.environ.get("REMEMBRANDT_TEXT_CACHE_GB", "4")) * 1e9
             if _estimated_bytes(dataset, names) > limit:
                 return None
-            _copy(dataset, names, path)
+            try:
+                _copy(dataset, names, path)
+            except OSError as error:
+                say(f"texts come from the row store, more slowly: cannot write {path.parent} ({error.strerror})")
+                return None
         return cls(path, fields)
 
     def rows(self, ids_N: NDArray[np.int64], columns: Sequence[str]) -> list[Row]:
