@@ -213,22 +213,16 @@ class ServeBackend:
         """What one replica answers. A stream costs more than one answer does, and only what is foreseen needs it."""
         handle: Any = self._streams[model].draw if partials else self._samplers[model].paint
         answer = handle.remote(drawings, deadline_seconds)
-        under_way = True
         try:
             if partials:
                 async for drawn in answer:
                     yield drawn
-                under_way = False
-            else:
-                pictures = await answer
-                under_way = False
-                yield pictures
-        except Exception:
-            under_way = False  # cancelling what has failed would raise its failure once more
+                return
+            pictures = await answer
+        except (asyncio.CancelledError, GeneratorExit):  # whoever asked has left
+            answer.cancel()
             raise
-        finally:
-            if under_way:  # whoever asked has left
-                answer.cancel()
+        yield pictures
 
     async def _search_all(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
         return cast(list[Rows | RemembrandtError], await self._ask(self._retrieval.search, queries))
