@@ -74,7 +74,8 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(
     done = run(values, ray_cluster, tmp_path, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert report["pictures"] == 11 and report["drawn_now"] == 11 - 2 * len(stamps)
+    # A worker of the killed driver may still have ended the block that it was at, after the markers were counted.
+    assert report["pictures"] == 11 and 1 <= report["drawn_now"] <= 11 - 2 * len(stamps)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert sorted(path.name for path in (out / "pictures").iterdir()) == [f"{n:06d}.png" for n in range(11)]
     table = pq.read_table(out / "records.parquet").to_pylist()
