@@ -24,6 +24,7 @@ from remembrandt.encoders.hardware import auto_batch_sizes, choose_device, choos
 from remembrandt.encoders.normalisation import PixelNormalisation
 from remembrandt.encoders.pixels import ClipPixelTransform
 from remembrandt.encoders.resolution import ResolvedModel, resolve
+from remembrandt.encoders.text_tower import encode_text_at, is_causal, rounded_lengths
 from remembrandt.errors import ConfigError, CorruptionError
 
 Tokenizer = Callable[[Sequence[str]], torch.Tensor]
@@ -78,7 +79,8 @@ class ClipEncoder:
         self._tokenize = tokenizer_of(resolved)
         image_rows, text_rows = auto_batch_sizes(device) if batch_size == "auto" else (int(batch_size),) * 2
         self.image_batches = FixedBatches(self._forward_pixels, image_rows, device)
-        self.text_batches = FixedBatches(self.model.encode_text, text_rows, device)
+        self.text_batches = FixedBatches(self._forward_tokens, text_rows, device)
+        self._trims = is_causal(model)
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -118,7 +120,15 @@ class ClipEncoder:
         """B texts → raw embeddings (B, D); what exceeds the model's context is cut off."""
         if not texts:
             return np.empty((0, self.dim), dtype=np.float32)
-        return self.text_batches(self._tokenize(list(texts)), self.dim)
+        tokens_BT = self._tokenize(list(texts))
+        if not self._trims:
+            return self.text_batches(tokens_BT, self.dim)
+        lengths_B = rounded_lengths(tokens_BT)
+        embeddings_BD = np.empty((len(texts), self.dim), dtype=np.float32)
+        for length in lengths_B.unique().tolist():
+            own_B = lengths_B == length
+            embeddings_BD[own_B.numpy()] = self.text_batches(tokens_BT[own_B, :length], self.dim)
+        return embeddings_BD
 
     @property
     def text_shape(self) -> tuple[int, int]:
@@ -141,6 +151,12 @@ class ClipEncoder:
     def _exceeds(self, text: str) -> bool:
         encode = getattr(self._tokenize, "encode", None)
         return True if encode is None else len(encode(text)) + 2 > self.text_shape[1]
+
+    def _forward_tokens(self, tokens_BL: torch.Tensor) -> torch.Tensor:
+        embeddings_BD: torch.Tensor = (
+            encode_text_at(self.model, tokens_BL) if self._trims else self.model.encode_text(tokens_BL)
+        )
+        return embeddings_BD
 
     def _forward_pixels(self, pixels_BHWC: torch.Tensor) -> torch.Tensor:
         embeddings_BD: torch.Tensor = self.model.encode_image(self._normalise(pixels_BHWC).to(self._dtype))

@@ -1,16 +1,14 @@
-"""The small vocabulary, the trimmed text tower, and the teacher's vectors."""
+"""The small vocabulary, and the teacher's vectors."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from open_clip.model import CLIP
 from open_clip.tokenizer import SimpleTokenizer
 
 from remembrandt.errors import ConfigError
 from remembrandt.training.contrastive.teacher import read_phrases
-from remembrandt.training.contrastive.text import encode_text_trimmed, principal_axes, project
+from remembrandt.training.contrastive.text import principal_axes, project
 from remembrandt.training.contrastive.vocabulary import write_vocabulary
 
 WORDS = ["umbrella with rain drops", "see-no-evil monkey", "a lighthouse", "umbrella stand", "rainbow"]
@@ -39,19 +37,6 @@ def test_vocabulary_files_are_reproducible(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_vocabulary([(word, 1) for word in WORDS], 100, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
-
-
-def test_trimmed_texts_embed_as_padded_ones() -> None:
-    torch.manual_seed(0)
-    model = CLIP(
-        embed_dim=16,
-        vision_cfg={"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16},
-        text_cfg={"context_length": 24, "width": 32, "heads": 2, "layers": 2},
-    ).eval()
-    tokens_NT = SimpleTokenizer(context_length=24)([*WORDS, "", "long " * 40])
-    for rows in (tokens_NT, tokens_NT[:1], tokens_NT[5:6]):
-        with torch.inference_mode():
-            torch.testing.assert_close(encode_text_trimmed(model, rows), model.encode_text(rows), rtol=1e-4, atol=1e-5)
 
 
 def test_principal_axes_keep_the_teachers_cosines() -> None:

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from remembrandt.encoders.normalisation import PixelNormalisation
+from remembrandt.encoders.text_tower import encode_text_trimmed
 from remembrandt.training.contrastive.config import DataConfig
 from remembrandt.training.contrastive.data import Pair, PairSet
-from remembrandt.training.contrastive.text import encode_text_trimmed
 
 Tokenize = Callable[[Sequence[str]], torch.Tensor]
 KS = (1, 5, 10)

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from remembrandt.configuration import dump_config
+from remembrandt.encoders.text_tower import encode_text_trimmed
 from remembrandt.progress import Progress, say
 from remembrandt.training.contrastive.augment import augment
 from remembrandt.training.contrastive.config import TrainClipConfig
@@ -35,7 +36,6 @@ from remembrandt.training.contrastive.loss import (
     teacher_loss,
 )
 from remembrandt.training.contrastive.setup import Workbench, set_up
-from remembrandt.training.contrastive.text import encode_text_trimmed
 
 _CHECKPOINT_FILE = "state.pt"
 _MAX_LOGIT_SCALE = math.log(100)

@@ -1,6 +1,6 @@
-"""The text tower in training: without the padding that fixed-length batches carry, and started from a teacher.
+"""The text tower in training: started from a teacher.
 
-Shapes: N phrases, T tokens, W width of the tower, D embedding, E teacher's embedding.
+Shapes: N phrases, W width of the tower, D embedding, E teacher's embedding.
 """
 
 import numpy as np
@@ -8,19 +8,6 @@ import open_clip
 import torch
 from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
-
-
-def encode_text_trimmed(model: open_clip.CLIP, tokens_NT: torch.Tensor) -> torch.Tensor:
-    """`model.encode_text`, computed only up to the longest text: (N, T) int64 → (N, D).
-
-    The tower is causal and pools at the end-of-text token, so what follows it changes nothing.
-    """
-    length = int((tokens_NT.argmax(dim=-1).max() + 1).item())
-    x_NTW = model.token_embedding(tokens_NT[:, :length]) + model.positional_embedding[:length]
-    x_NTW = model.transformer(x_NTW, attn_mask=model.attn_mask[:length, :length])
-    x_NW = model.ln_final(x_NTW)[torch.arange(len(tokens_NT)), tokens_NT.argmax(dim=-1)]
-    embeddings_ND: torch.Tensor = x_NW @ model.text_projection
-    return embeddings_ND
 
 
 def principal_axes(vectors_NE: NDArray[np.floating], num_axes: int) -> NDArray[np.float32]:
