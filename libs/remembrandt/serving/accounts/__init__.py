@@ -3,7 +3,7 @@
 from remembrandt.serving.accounts.audit import AuditEvent, audit, read_audit
 from remembrandt.serving.accounts.catalog import DatabaseEntry, JobEntry, TenantDatabases
 from remembrandt.serving.accounts.keys import Keys, NewKey, Principal, Scope
-from remembrandt.serving.accounts.quotas import Quotas, Spent
+from remembrandt.serving.accounts.quotas import Lease, Quotas
 from remembrandt.serving.accounts.rates import RateLimits
 from remembrandt.serving.accounts.sql import Accounts
 from remembrandt.serving.accounts.tenants import Limits, Tenant, Tenants
@@ -14,13 +14,13 @@ __all__ = [
     "DatabaseEntry",
     "JobEntry",
     "Keys",
+    "Lease",
     "Limits",
     "NewKey",
     "Principal",
     "Quotas",
     "RateLimits",
     "Scope",
-    "Spent",
     "Tenant",
     "TenantDatabases",
     "Tenants",

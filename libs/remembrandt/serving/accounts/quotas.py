@@ -1,10 +1,9 @@
 """Quotas, exact whoever writes at the same time: each is one conditional update, or stands behind a row's lock."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
-from sqlalchemy import CursorResult, delete, func, insert, select, update
+from sqlalchemy import Connection, CursorResult, Table, bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 from sqlalchemy.orm import Session
@@ -16,17 +15,53 @@ from remembrandt.serving.errors import TooManyRequestsError
 
 _DAY_SECONDS = 86_400
 
+# Every picture waits for these. To put a statement together takes SQLAlchemy longer than SQLite takes to do it, so that
+# they are put together once.
+_LEASES, _TENANTS, _USAGE = (cast(Table, row.__table__) for row in (LeaseRow, TenantRow, UsageRow))
+_OWN_LEASES = _LEASES.c.tenant_id == bindparam("tenant")
+_UNDER_WAY = select(func.count()).select_from(_LEASES).where(_OWN_LEASES, _LEASES.c.expires_at > bindparam("now"))
+_LOCK = select(_TENANTS.c.id).where(_TENANTS.c.id == bindparam("tenant")).with_for_update()
+_LET_IN = (
+    insert(_LEASES)
+    .from_select(
+        ["id", "tenant_id", "expires_at"],
+        select(
+            bindparam("lease", type_=_LEASES.c.id.type),
+            bindparam("tenant", type_=_LEASES.c.tenant_id.type),
+            bindparam("until", type_=_LEASES.c.expires_at.type),
+        ).where(_UNDER_WAY.scalar_subquery() < bindparam("most")),
+    )
+    .returning(_LEASES.c.id)
+)
+_END = delete(_LEASES).where(
+    (_LEASES.c.id == bindparam("lease")) | (_OWN_LEASES & (_LEASES.c.expires_at <= bindparam("now")))
+)
+_GIVE_BACK = (
+    update(_USAGE)
+    .where(_USAGE.c.tenant_id == bindparam("tenant"), _USAGE.c.day == bindparam("of_day"))
+    .values(images=_USAGE.c.images - bindparam("left"))
+)
 
-@dataclass
-class Spent:
-    """A request that was let in. `keep` says how many of its images came to be; the others are given back."""
 
+def _take_images_by(insert_or: Any) -> Any:
+    first = insert_or(_USAGE).values(tenant_id=bindparam("tenant"), day=bindparam("of_day"), images=bindparam("wanted"))
+    together = _USAGE.c.images + bindparam("wanted")
+    return first.on_conflict_do_update(
+        index_elements=["tenant_id", "day"], set_={"images": together}, where=together <= bindparam("limit")
+    ).returning(_USAGE.c.images)
+
+
+_TAKE_IMAGES = {"sqlite": _take_images_by(insert_sqlite), "postgresql": _take_images_by(insert_postgresql)}
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A request that was let in: one of the concurrent ones, and images of a day."""
+
+    id: str
+    tenant_id: str
+    day: str
     images: int
-    kept: int = 0
-
-    def keep(self, images: int) -> None:
-        """That many were painted."""
-        self.kept = min(self.images, images)
 
 
 class Quotas:
@@ -35,28 +70,24 @@ class Quotas:
     def __init__(self, accounts: Accounts) -> None:
         self._accounts = accounts
 
-    @contextmanager
-    def images(self, principal: Principal, images: int, lease_seconds: float) -> Iterator[Spent]:
-        """Takes images of the day and one of the concurrent requests; gives back what was not used.
+    def take(self, principal: Principal, images: int, lease_seconds: float) -> Lease:
+        """Takes images of the day and one of the concurrent requests, until it is given back or has expired.
 
         Raises:
             TooManyRequestsError: the day's images are used up, or too many requests are under way.
         """
-        day, lease = now().date().isoformat(), new_id("ls")
-        with self._accounts.write() as session:
-            _take_lease(session, principal, lease, lease_seconds)
-            _take_images(session, principal, day, images)
-        spent = Spent(images)
-        try:
-            yield spent
-        finally:
-            with self._accounts.write() as session:
-                ended = (LeaseRow.tenant_id == principal.tenant_id) & (LeaseRow.expires_at <= seconds())
-                session.execute(delete(LeaseRow).where((LeaseRow.id == lease) | ended))
-                if spent.kept < images:
-                    given_back = UsageRow.images - (images - spent.kept)
-                    own = (UsageRow.tenant_id == principal.tenant_id, UsageRow.day == day)
-                    session.execute(update(UsageRow).where(*own).values(images=given_back))
+        lease = Lease(new_id("ls"), principal.tenant_id, now().date().isoformat(), images)
+        with self._accounts.statements() as connection:
+            _take_place(connection, principal, lease, lease_seconds)
+            _take_images(connection, principal, lease)
+        return lease
+
+    def give_back(self, lease: Lease, painted: int = 0) -> None:
+        """Ends a request, and gives back those of its images that were not painted."""
+        with self._accounts.statements() as connection:
+            connection.execute(_END, {"lease": lease.id, "tenant": lease.tenant_id, "now": seconds()})
+            if left := lease.images - painted:
+                connection.execute(_GIVE_BACK, {"tenant": lease.tenant_id, "of_day": lease.day, "left": left})
 
     def used_today(self, tenant_id: str) -> int:
         """Images of this day."""
@@ -86,31 +117,24 @@ class Quotas:
         session.execute(update(TenantRow).where(TenantRow.id == tenant_id).values(**values))
 
 
-def _take_lease(session: Session, principal: Principal, lease: str, lease_seconds: float) -> None:
-    if session.get_bind().dialect.name == "postgresql":  # on SQLite, one writes at a time
-        session.execute(select(TenantRow.id).where(TenantRow.id == principal.tenant_id).with_for_update())
-    own = (LeaseRow.tenant_id == principal.tenant_id, LeaseRow.expires_at > seconds())
-    open_now = session.scalar(select(func.count()).select_from(LeaseRow).where(*own)) or 0
-    if open_now >= principal.limits.max_concurrent:
-        raise TooManyRequestsError(
-            f"{open_now} requests of this tenant are under way and {principal.limits.max_concurrent} are allowed: "
-            "wait for one to end",
-            retry_after=1,
-        )
-    until = seconds() + lease_seconds
-    session.execute(insert(LeaseRow).values(id=lease, tenant_id=principal.tenant_id, expires_at=until))
+def _take_place(connection: Connection, principal: Principal, lease: Lease, lease_seconds: float) -> None:
+    if connection.dialect.name == "postgresql":  # on SQLite, one writes at a time
+        connection.execute(_LOCK, {"tenant": lease.tenant_id})
+    at, most = seconds(), principal.limits.max_concurrent
+    own = {"tenant": lease.tenant_id, "now": at}
+    if connection.scalar(_LET_IN, {**own, "lease": lease.id, "until": at + lease_seconds, "most": most}) is not None:
+        return
+    under_way = connection.scalar(_UNDER_WAY, own)
+    raise TooManyRequestsError(
+        f"{under_way} requests of this tenant are under way and {most} are allowed: wait for one to end",
+        retry_after=1,
+    )
 
 
-def _take_images(session: Session, principal: Principal, day: str, images: int) -> None:
-    limit = principal.limits.images_per_day
-    insert_or = insert_sqlite if session.get_bind().dialect.name == "sqlite" else insert_postgresql
-    first = insert_or(UsageRow).values(tenant_id=principal.tenant_id, day=day, images=images)
-    taken = first.on_conflict_do_update(
-        index_elements=["tenant_id", "day"],
-        set_={"images": UsageRow.images + images},
-        where=UsageRow.images + images <= limit,
-    ).returning(UsageRow.images)
-    if images > limit or session.scalar(taken) is None:
+def _take_images(connection: Connection, principal: Principal, lease: Lease) -> None:
+    limit, images = principal.limits.images_per_day, lease.images
+    values = {"tenant": lease.tenant_id, "of_day": lease.day, "wanted": images, "limit": limit}
+    if images > limit or connection.scalar(_TAKE_IMAGES[connection.dialect.name], values) is None:
         left = _DAY_SECONDS - int(seconds()) % _DAY_SECONDS
         raise TooManyRequestsError(
             f"{limit:,} images a day are allowed, and {images} more would be too many: "

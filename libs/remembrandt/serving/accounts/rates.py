@@ -1,12 +1,12 @@
 """Rate limits by the library `limits`; its counters lie with the accounts: replicas share them, restarts keep them."""
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from limits import RateLimitItemPerMinute
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
-from sqlalchemy import case, delete, select, update
+from sqlalchemy import BindParameter, Table, bindparam, case, delete, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_postgresql
 from sqlalchemy.dialects.sqlite import insert as insert_sqlite
 
@@ -15,6 +15,27 @@ from remembrandt.serving.accounts.keys import Principal
 from remembrandt.serving.accounts.sql import Accounts, seconds
 from remembrandt.serving.accounts.tables import CounterRow
 from remembrandt.serving.errors import TooManyRequestsError
+
+# Put together once, for every request waits for it.
+_COUNTERS = cast(Table, CounterRow.__table__)
+
+
+def _count_by(insert_or: Any) -> Any:
+    """Adds to a counter, which starts anew when it has expired; one statement, so that no request is lost."""
+    amount: BindParameter[int] = bindparam("amount")
+    until: BindParameter[float] = bindparam("until")
+    fresh = insert_or(_COUNTERS).values(key=bindparam("counter"), value=amount, expires_at=until)
+    live = _COUNTERS.c.expires_at > bindparam("now")
+    return fresh.on_conflict_do_update(
+        index_elements=["key"],
+        set_={
+            "value": case((live, _COUNTERS.c.value + amount), else_=amount),
+            "expires_at": case((live, _COUNTERS.c.expires_at), else_=until),
+        },
+    ).returning(_COUNTERS.c.value)
+
+
+_COUNT = {"sqlite": _count_by(insert_sqlite), "postgresql": _count_by(insert_postgresql)}
 
 
 class RateLimits:
@@ -54,20 +75,11 @@ class SqlStorage(Storage):
         return ServiceError
 
     def incr(self, key: str, expiry: float, amount: int = 1) -> int:
-        """Adds to a counter, which starts anew when it has expired; one statement, so that none is lost."""
+        """Adds to a counter, and returns what it is then."""
         at = seconds()
-        with self._accounts.write() as session:
-            insert: Any = insert_sqlite if session.get_bind().dialect.name == "sqlite" else insert_postgresql
-            fresh = insert(CounterRow).values(key=key[:255], value=amount, expires_at=at + expiry)
-            live = CounterRow.expires_at > at
-            added = fresh.on_conflict_do_update(
-                index_elements=["key"],
-                set_={
-                    "value": _either(live, CounterRow.value + amount, amount),
-                    "expires_at": _either(live, CounterRow.expires_at, at + expiry),
-                },
-            ).returning(CounterRow.value)
-            return int(session.execute(added).scalar_one())
+        values = {"counter": key[:255], "amount": amount, "now": at, "until": at + expiry}
+        with self._accounts.statements() as connection:
+            return int(connection.execute(_COUNT[connection.dialect.name], values).scalar_one())
 
     def get(self, key: str) -> int:
         """A counter's value; 0 when it has expired."""
@@ -96,7 +108,3 @@ class SqlStorage(Storage):
         """Sets a counter to 0."""
         with self._accounts.write() as session:
             session.execute(update(CounterRow).where(CounterRow.key == key[:255]).values(value=0))
-
-
-def _either(condition: Any, yes: Any, no: Any) -> Any:
-    return case((condition, yes), else_=no)

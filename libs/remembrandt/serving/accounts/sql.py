@@ -10,7 +10,7 @@ from pathlib import Path
 import sqlalchemy
 from alembic import command
 from alembic.config import Config as AlembicConfig
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
@@ -58,6 +58,15 @@ class Accounts:
         try:
             with Session(self.engine, expire_on_commit=False) as session, session.begin():
                 yield session
+        except OperationalError as error:
+            raise _unreachable(self.engine, error) from error
+
+    @contextmanager
+    def statements(self) -> Iterator[Connection]:
+        """As `write`, for plain statements."""
+        try:
+            with self.engine.begin() as connection:
+                yield connection
         except OperationalError as error:
             raise _unreachable(self.engine, error) from error
 
@@ -138,7 +147,7 @@ def _sqlite(url: str) -> Engine:
         cursor.close()
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: sqlalchemy.Connection) -> None:
+    def _begin(connection: Connection) -> None:
         # A transaction that reads first and writes later cannot wait for another writer: it would fail.
         reads_only = connection.get_execution_options().get("reads_only", False)
         connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

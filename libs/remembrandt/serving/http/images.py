@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -19,11 +19,12 @@ from PIL import Image
 from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import DatabaseRef
-from remembrandt.serving.accounts import DatabaseEntry, Principal, Spent
+from remembrandt.serving.accounts import DatabaseEntry
 from remembrandt.serving.accounts.sql import now
 from remembrandt.serving.backend import Partial
 from remembrandt.serving.errors import NotFoundError
 from remembrandt.serving.http.errors import answer_of
+from remembrandt.serving.http.leases import leased
 from remembrandt.serving.http.services import Caller, Maker, Served, Services, ref_of, tenant_of_picture
 from remembrandt.serving.metrics import images_made
 from remembrandt.serving.models import ServedModel
@@ -121,9 +122,11 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
     """Foreseen pictures, then the answer. Closing it early gives everything up, and the quota back."""
     start, name = time.monotonic(), asked.model.name
     requests = await asyncio.to_thread(picture_requests, asked.body, asked.model, asked.ref, served.config.uploads)
-    async with _spent(served, caller.principal, len(requests), asked.deadline) as spent:
+    lease_seconds = asked.deadline + _MARGIN_SECONDS
+    async with leased(served.quotas, caller.principal, len(requests), lease_seconds) as lease:
         with span("find", model=name, pictures=len(requests)):
             found = await served.backend.find(name, requests)
+        await lease.taken()
         contexts = []
         for own in found:
             if isinstance(own, RemembrandtError):
@@ -143,9 +146,10 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
                         yield event
                     else:
                         pictures = event
-        spent.keep(len(pictures))
         records = [own.record for own in contexts]
-        yield await _answer(asked, served, caller, pictures, records)
+        answering = _answer(asked, served, caller, pictures, records)
+        answer, _ = await asyncio.gather(answering, lease.give_back(painted=len(pictures)))
+        yield answer
         images_made(caller.principal.tenant_name, name, len(pictures))
 
 
@@ -212,17 +216,6 @@ def thumbnail_url(
         return None
     path = f"/v1/databases/{entry.id}/rows/{own.id}/image"
     return served.base_url + served.signer.sign(path, tenant=tenant_id, version=version, size=256)
-
-
-@asynccontextmanager
-async def _spent(served: Services, principal: Principal, images: int, seconds: float) -> AsyncIterator[Spent]:
-    """`Quotas.images`, its waiting done in threads; given back even if the client has left."""
-    manager = served.quotas.images(principal, images, seconds + _MARGIN_SECONDS)
-    spent = await asyncio.to_thread(manager.__enter__)
-    try:
-        yield spent
-    finally:
-        await asyncio.shield(asyncio.to_thread(manager.__exit__, None, None, None))
 
 
 async def _server_sent(

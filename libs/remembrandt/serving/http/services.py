@@ -185,8 +185,8 @@ def ref_of(
     return DatabaseRef(uri=entry.uri, version=version, where=where, without=without)
 
 
-def services(request: Request) -> Services:
-    """Of the application."""
+async def services(request: Request) -> Services:
+    """Of the application. FastAPI sends what is not `async` to a thread."""
     found: Services = request.app.state.services
     return found
 
