@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import psutil
 import ray
 from ray.exceptions import RayError, RayTaskError
 from tenacity import retry, retry_if_exception, stop_after_attempt
@@ -62,6 +63,18 @@ def _local_size(dashboard: bool) -> dict[str, Any]:
     if megabytes := os.environ.get("REMEMBRANDT_RAY_OBJECT_STORE_MB"):
         size["object_store_memory"] = int(megabytes) * 1_000_000
     return size
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
+
+
+def cores_of_node() -> int:
+    """Cores of this node that Ray may use: in a container fewer than there are."""
+    own = ray.get_runtime_context().get_node_id()
+    cpus = next((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["NodeID"] == own), 0.0)
+    return max(1, min(num_cores(), int(cpus)))
 
 
 def run_tasks(

@@ -17,8 +17,8 @@ from remembrandt.databases.planning import (
     save_rates,
 )
 from remembrandt.databases.planning.measure import measure_encoder
-from remembrandt.databases.planning.rates import num_cores
 from remembrandt.databases.vectors import VectorConfig
+from remembrandt.distributed import num_cores
 from remembrandt.errors import ConfigError
 from remembrandt.progress import format_bytes, format_seconds, say
 

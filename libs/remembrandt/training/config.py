@@ -55,7 +55,7 @@ class LoopConfig(Config):
         zero_stage: what DeepSpeed spreads over the workers: 1 optimiser state, 2 gradients as well, 3 weights as well.
             `bf16` at stage 0 runs as stage 1 (see `sharding`).
         precision: `bf16` keeps bf16 weights and fp32 masters; `autocast` computes in bf16 on fp32 weights.
-        threads: CPU threads of a worker without GPU; 0 leaves it to the machine.
+        threads: CPU threads of a worker without GPU; 0: its share of the node's cores.
         ema: decay of the averaged weights, which are what is sampled and saved.
         init_from: folder of a finished model to start from instead of fresh weights.
         prefetch: batches that are read and retrieved ahead.

@@ -9,6 +9,7 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
+from remembrandt.distributed import cores_of_node
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
 
@@ -19,8 +20,8 @@ def train_worker(values: dict[str, Any]) -> None:
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
-    if device.type == "cpu" and job.loop.threads:
-        torch.set_num_threads(job.loop.threads)
+    if device.type == "cpu":
+        torch.set_num_threads(job.loop.threads or share_of_cores())
     torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     objective, feed = job.build(device)
     try:
@@ -32,6 +33,11 @@ def train_worker(values: dict[str, Any]) -> None:
         trainer.run()
     finally:
         feed.close()
+
+
+def share_of_cores() -> int:
+    """CPU threads of this worker: the node's cores, divided among its workers. Ray would give each a single one."""
+    return max(1, cores_of_node() // ray.train.get_context().get_local_world_size())
 
 
 def report_checkpoint(folder: Path, step: int) -> None:

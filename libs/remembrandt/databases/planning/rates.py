@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from remembrandt.databases.cache import cache_folder
+from remembrandt.distributed import num_cores
 from remembrandt.errors import StorageError
 
 
@@ -90,11 +89,6 @@ def hardware() -> str:
     except ImportError:
         gpus = ""
     return f"{model}, {num_cores()} cores{gpus}"
-
-
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(psutil.Process().cpu_affinity()) if hasattr(psutil.Process, "cpu_affinity") else os.cpu_count() or 1
 
 
 def load_rates(path: Path | None = None) -> Rates | None:

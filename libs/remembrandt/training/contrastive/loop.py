@@ -36,6 +36,7 @@ from remembrandt.training.contrastive.loss import (
     teacher_loss,
 )
 from remembrandt.training.contrastive.setup import Workbench, set_up
+from remembrandt.training.worker import share_of_cores
 
 _CHECKPOINT_FILE = "state.pt"
 _MAX_LOGIT_SCALE = math.log(100)
@@ -45,8 +46,10 @@ _BUCKET = 8
 def train_worker(values: dict[str, Any]) -> None:
     """Ray Train's entry point; `values` is a dumped TrainClipConfig."""
     config = TrainClipConfig.model_validate(values)
-    context = ray.train.get_context()
-    bench = set_up(config, ray.train.torch.get_device(), context.get_local_rank())
+    context, device = ray.train.get_context(), ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(share_of_cores())
+    bench = set_up(config, device, context.get_local_rank())
     trainer = Trainer(bench, context.get_world_rank(), context.get_world_size())
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
