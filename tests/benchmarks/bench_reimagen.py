@@ -7,7 +7,6 @@ measured with each database that is named: one whose index is embedded, and one 
 """
 
 import argparse
-import os
 import statistics
 import tempfile
 import time
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import yaml
 
 from remembrandt.configuration import parse_config
@@ -33,8 +31,7 @@ from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import WARM_UP, Turns, ratio, run_in_turns, trainer_of
-from tests.support.processes import free_ports
+from tests.benchmarks.turns import WARM_UP, ratio, run_in_turns, trainer_of
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_reimagen" / "tiny.yaml"
 BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
@@ -53,12 +50,7 @@ def main() -> None:
         f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, "
         f"two threads; medians of {ROUNDS} alternating rounds."
     )
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1",
-        "MASTER_PORT": str(free_ports(1)[0]),
-    }  # fmt: skip
     connect()
-    dist.init_process_group("gloo", rank=0, world_size=1)
     alive = [live(values, database, arguments.steps) for database in arguments.database]
     sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", *alive]
     path = write_report("reimagen", "Re-Imagen", "make bench", ("torch", "deepspeed", "diffusers", "ray"), sections)
@@ -146,15 +138,10 @@ def live(values: dict[str, Any], uri: str, steps: int) -> str:
         stored = parse_config(TrainReimagenConfig, {**common, "name": "stored", "neighbors": disk}, "bench")
         for cache in caches(alive, [size]):
             fill_cache(cache, TrainSet.open(cache.train_set))
-        turns = Turns(("precomputed", "live"))
         with RetrievalPool.start(uri, num_cpus=0.25) as pool:
-            trainers = {
-                "precomputed": trainer_of(StageJob(stored, size, None), turns, "precomputed"),
-                "live": trainer_of(StageJob(alive, size, pool), turns, "live"),
-            }
-            times = run_in_turns(turns, {name: trainer.run for name, trainer in trainers.items()})
-            for trainer in trainers.values():
-                trainer.feed.close()
+            jobs = {"precomputed": StageJob(stored, size, None), "live": StageJob(alive, size, pool)}
+            turns = run_in_turns({name: trainer_of(job) for name, job in jobs.items()})
+        times = {name: turn.seconds for name, turn in turns.items()}
     with Database.open(uri) as database:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"

@@ -3,23 +3,21 @@
     python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 60]
 
 Live retrieval is measured from that database and from one of a million rows: its embeddings, and others scattered
-around them. All loops train the same U-Net with the same batch and precision in this process and take their steps in
-turns; ratios are medians over pairs of steps. The plain loop has everything in memory, draws its noise with
-torch.randn, averages its weights as ours does (torch's own average), and does nothing else.
+around them. All loops train the same U-Net with the same batch and precision, each in a process of its own, and take
+their steps in turns; ratios are medians over pairs of steps. The plain loop has everything in memory, draws its noise
+with torch.randn, averages its weights as ours does (torch's own average), and does nothing else.
 """
 
 import argparse
-import os
 import statistics
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import torch.distributed as dist
 import yaml
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -36,8 +34,7 @@ from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import WARM_UP, Turns, ratio, run_in_turns, trainer_of
-from tests.support.processes import free_ports
+from tests.benchmarks.turns import WARM_UP, Turn, ratio, run_in_turns, trainer_of
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
 MILLION, PART = 1_000_000, 100_000
@@ -49,19 +46,11 @@ def main() -> None:
     parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
     parser.add_argument("--steps", type=int, default=60)
     arguments = parser.parse_args()
-    os.environ |= {
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "RANK": "0",
-        "LOCAL_RANK": "0",
-        "WORLD_SIZE": "1",
-    }
-    os.environ["MASTER_PORT"] = str(free_ports(1)[0])
-    torch.set_num_threads(2)
     connect()
-    dist.init_process_group("gloo", rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as scratch:
-        times, waits = measure(arguments, Path(scratch))
+        turns = measure(arguments, Path(scratch))
+    times = {name: turn.seconds for name, turn in turns.items()}
+    waits = [wait for name in ("live", "live, 1M rows") for wait in turns[name].waits]
     kept = times["precomputed"]
     text = (
         f"Medians of {arguments.steps} steps in turns (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
@@ -80,8 +69,8 @@ def main() -> None:
     print(path.read_text())
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, list[float]], list[float]]:
-    """Step times of the four loops, and the waits of the live ones."""
+def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
+    """Steps of the four loops."""
     values = yaml.safe_load(CONFIG.read_text())
     database = {**values["train_set"], "uri": arguments.database}
     asked = values["neighbors"]
@@ -121,19 +110,14 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, lis
         for name, v in {"live": live, "precomputed": disk, "live, 1M rows": large}.items()
     }
     fill_cache(latent_cache(configs["live"]), TrainSet.open(configs["live"].train_set))
-    turns = Turns(("plain", "precomputed", "live", "live, 1M rows"))
     with (
         RetrievalPool.start(arguments.database, num_cpus=0.25) as pool,
         RetrievalPool.start(million, num_cpus=0.25) as large_pool,
     ):
         owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
-        trainers = {name: trainer_of(RdmJob(configs[name], owner), turns, name) for name, owner in owners.items()}
-        plain = PlainLoop(configs["precomputed"], WARM_UP + arguments.steps)
-        loops = {"plain": lambda: plain.run(lambda: turns.take("plain")), **{n: t.run for n, t in trainers.items()}}
-        times = run_in_turns(turns, loops)
-        for trainer in trainers.values():
-            trainer.feed.close()
-    return times, [wait for name in ("live", "live, 1M rows") for wait in trainers[name].waits[WARM_UP:]]
+        ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
+        plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
+        return run_in_turns({"plain": plain, **ours})
 
 
 def million_rows(uri: str, scratch: Path) -> str:
@@ -158,6 +142,11 @@ def million_rows(uri: str, scratch: Path) -> str:
     return target
 
 
+def run_plain(config: TrainRdmConfig, steps: int, turn: Turn) -> None:
+    """The plain loop, in turns."""
+    PlainLoop(config, steps).run(turn)
+
+
 class PlainLoop:
     """A loop as anybody would write it."""
 
@@ -175,11 +164,11 @@ class PlainLoop:
         self._optimizer = torch.optim.AdamW(self._unet.parameters(), lr=1e-4, fused=True)
         self._average = AveragedModel(self._unet, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema))
 
-    def run(self, on_step: Callable[[], None]) -> None:
-        """All steps; `on_step` is called before each."""
+    def run(self, turn: Turn) -> None:
+        """All steps."""
         schedule = self._objective.schedule
         for step in range(self._steps):
-            on_step()
+            turn.take()
             part = slice(step * self._size, (step + 1) * self._size)
             noise, t = torch.randn(self._latents[part].shape), torch.randint(0, schedule.num_timesteps, (self._size,))
             with torch.autocast("cpu", torch.bfloat16):

@@ -1,109 +1,162 @@
-"""Training loops that take their steps in turns, so that a machine that gets slower is slow to all of them."""
+"""Training loops that take their steps in turns, so that a machine that gets slower is slow to all of them.
 
+Each has a process of its own: OpenMP's threads wait by spinning, and stop doing so in a process that has more of them
+than there are cores.
+"""
+
+import os
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from typing import Any, Protocol, cast
 
+import ray
 import torch
+import torch.distributed as dist
+from ray import cloudpickle
 
 from remembrandt.training.feeding import Fed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
+from tests.support.processes import free_ports
 
 WARM_UP = 4
+_SPAWN = get_context("spawn")
+_ALONE = {"DS_ACCELERATOR": "cpu", "MASTER_ADDR": "127.0.0.1", "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
 
 
-class Turns:
-    """A baton that goes around: whoever holds it computes, the others wait."""
+class _Semaphore(Protocol):
+    def acquire(self) -> bool: ...
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.seconds: dict[str, list[float]] = {name: [] for name in names}
-        self._waiting = list(names)
-        self._start: float | None = None
-        self._changed = threading.Condition()
+    def release(self) -> None: ...
 
-    def take(self, name: str) -> None:
+
+@dataclass
+class Turn:
+    """One loop's place in the ring: it computes while it has the baton, which goes around as often as it has steps.
+
+    Attributes:
+        seconds: of its steps.
+        waits: for live neighbours, of those steps.
+    """
+
+    own: _Semaphore
+    following: _Semaphore
+    seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+    _start: float | None = None
+
+    def take(self) -> None:
         """Ends the step before and passes the baton; returns when it has come around."""
-        with self._changed:
-            self._end(name, stays=True)
-            while self._waiting[0] != name:
-                self._changed.wait()
-            self._start = time.perf_counter()
+        self.leave()
+        self.own.acquire()
+        self._start = time.perf_counter()
 
-    def leave(self, name: str) -> None:
-        """After the last step."""
-        with self._changed:
-            self._end(name, stays=False)
+    def leave(self) -> None:
+        """Ends the last step."""
+        if self._start is not None:
+            self.seconds.append(time.perf_counter() - self._start)
+            self._start = None
+            self.following.release()
 
-    def _end(self, name: str, stays: bool) -> None:
-        if self._start is None or self._waiting[0] != name:
-            return
-        self.seconds[name].append(time.perf_counter() - self._start)
-        self._start = None
-        self._waiting = [*self._waiting[1:], *([name] if stays else [])]
-        self._changed.notify_all()
+
+Loop = Callable[[Turn], None]
+"""Takes its turns, all loops equally many."""
 
 
 @dataclass
 class TimedTrainer(Trainer):
     """Takes its steps in turns; leaves out checkpoints and the finished model."""
 
-    turns: Turns | None = None
-    name: str = ""
-    waits: list[float] = field(default_factory=list)
+    turn: Turn | None = None
 
     def _steps(self) -> Iterator[list[Fed]]:
-        assert self.turns is not None
+        assert self.turn is not None
         batches = super()._steps()
         try:
             while self.step < self.loop.steps:
                 # Taking a batch lets the next one be made ready: that is work of this turn, not of the following one.
-                self.turns.take(self.name)
+                self.turn.take()
                 feds = next(batches)
-                self.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
+                self.turn.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
                 yield feds
         finally:
             cast(Any, batches).close()
 
     def _checkpoint(self) -> None:
-        assert self.turns is not None
-        self.turns.leave(self.name)
+        assert self.turn is not None
+        self.turn.leave()
 
     def _finish(self) -> None:
         return
 
 
-def trainer_of(job: TrainJob, turns: Turns, name: str) -> TimedTrainer:
-    """A run, ready to start."""
-    objective, feed = job.build(torch.device("cpu"))
-    return TimedTrainer(job, objective, feed, torch.device("cpu"), 0, lambda folder, step: None, turns=turns, name=name)
+def train_in_turns(job: TrainJob, turn: Turn) -> None:
+    """A whole run."""
+    device = torch.device("cpu")
+    objective, feed = job.build(device)
+    try:
+        TimedTrainer(job, objective, feed, device, 0, lambda folder, step: None, turn=turn).run()
+    finally:
+        feed.close()
 
 
-def run_in_turns(turns: Turns, loops: Mapping[str, Callable[[], None]]) -> dict[str, list[float]]:
-    """Seconds of the steps of every loop after the warm-up, the n-th of all taken one after the other."""
-    failures: list[BaseException] = []
+def run_in_turns(loops: Mapping[str, Loop]) -> dict[str, Turn]:
+    """Runs them beside each other; the n-th steps of all, after the warm-up, are taken one after the other.
 
-    def run(name: str) -> None:
-        try:
-            loops[name]()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where all are waited for
-            failures.append(error)
-        finally:
-            turns.leave(name)
-
-    threads = [threading.Thread(target=run, args=(name,), daemon=True) for name in loops]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads) and not failures:
-        threads[0].join(0.5)
-    if failures:
-        raise failures[0]
-    return {name: own[WARM_UP:] for name, own in turns.seconds.items()}
+    Raises:
+        RuntimeError: one of them failed; it has said why.
+    """
+    batons = [_SPAWN.Semaphore(int(number == 0)) for number in range(len(loops))]
+    context = ray.get_runtime_context()
+    cluster = {"address": context.gcs_address, "namespace": context.namespace}
+    receivers: dict[Connection, str] = {}
+    processes = []
+    for number, (name, loop) in enumerate(loops.items()):
+        receiver, sender = _SPAWN.Pipe(duplex=False)
+        turn = (batons[number], batons[(number + 1) % len(loops)])
+        process = _SPAWN.Process(target=_run, args=(cloudpickle.dumps(loop), *turn, sender, cluster), name=name)
+        process.start()
+        sender.close()
+        receivers[receiver] = name
+        processes.append(process)
+    done: dict[str, Turn] = {}
+    try:
+        while waiting := [receiver for receiver, name in receivers.items() if name not in done]:
+            for ready in wait(waiting):
+                receiver = cast(Connection, ready)
+                try:
+                    seconds, waits = receiver.recv()
+                except EOFError:
+                    raise RuntimeError(f"the loop '{receivers[receiver]}' failed") from None
+                done[receivers[receiver]] = Turn(*batons[:2], seconds[WARM_UP:], waits[WARM_UP:])
+    finally:
+        for process in processes:
+            process.kill()
+            process.join()
+    return {name: done[name] for name in loops}
 
 
 def ratio(own: Sequence[float], others: Sequence[float]) -> float:
     """How many times as long a step takes: the median over pairs."""
     return statistics.median(a / b for a, b in zip(own, others, strict=True))
+
+
+def _run(loop: bytes, own: _Semaphore, following: _Semaphore, sender: Connection, cluster: dict[str, str]) -> None:
+    os.environ |= {**_ALONE, "MASTER_PORT": str(free_ports(1)[0])}
+    torch.set_num_threads(2)
+    ray.init(**cluster, log_to_driver=False)  # type: ignore[arg-type]
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    turn = Turn(own, following)
+    cast(Loop, cloudpickle.loads(loop))(turn)
+    turn.leave()
+    sender.send((turn.seconds, turn.waits))
+
+
+def trainer_of(job: TrainJob) -> Loop:
+    """A run, to be started in a process of its own."""
+    return partial(train_in_turns, job)
