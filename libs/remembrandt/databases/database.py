@@ -5,6 +5,7 @@ Letters in names: B queries, K results, D embedding, N rows.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal, Self
@@ -54,7 +55,7 @@ class Database:
         self._shards = tuple(shards) if shards is not None else None
         self._encoder = encoder
         self.dataset = open_rows(store)
-        self._mask = lru_cache(_FILTER_CACHE)(self._make_mask)
+        self._matching = lru_cache(_FILTER_CACHE)(self._find_matching)
 
     @classmethod
     def open(
@@ -305,16 +306,24 @@ class Database:
         (record,) = [record for record in self.manifest.file_records if record.path == path]
         return local_file(self._store, record)
 
-    def _make_mask(self, where: Filter) -> NDArray[np.bool_]:
+    def _mask(self, where: Filter) -> NDArray[np.bool_]:
         """Which of all N rows may answer."""
+        matching = self._matching(replace(where, exclude_ids=()))
+        if not where.exclude_ids:
+            return matching
+        mask = matching.copy()
+        excluded = np.asarray(where.exclude_ids, dtype=np.int64)
+        mask[excluded[(excluded >= 0) & (excluded < self.num_rows)]] = False
+        return mask
+
+    def _find_matching(self, where: Filter) -> NDArray[np.bool_]:
+        """Rows by their columns: a scan, which many queries share whose own rows are excluded one by one."""
         self._check_columns(where)
-        mask = np.ones(self.num_rows, dtype=bool)
         condition = _sql(where)
+        mask = np.full(self.num_rows, not condition)
         if condition:
-            mask[:] = False
             table = self.dataset.to_table(columns=["id"], filter=condition)
             mask[table.column("id").to_numpy()] = True
-        mask[[i for i in where.exclude_ids if 0 <= i < self.num_rows]] = False
         mask.flags.writeable = False
         return mask
 
