@@ -100,6 +100,16 @@ def test_a_mistake_is_the_clients_on_the_cluster_too(running: Running) -> None:
     assert answer.status_code == 400 and "cannot be filtered" in answer.json()["error"]["message"]
 
 
+def test_a_large_picture_passes_between_deployments(running: Running) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, format="PNG")
+    assert len(file.getvalue()) > 5_000_000  # gRPC would take 4 MB by itself
+    body = {"image": base64.b64encode(file.getvalue()).decode(), "k": 3}
+    answer = running.http.post("/v1/databases/drawings/search", json=body)
+    assert answer.status_code == 200 and len(answer.json()["rows"]) == 3, answer.text[:300]
+
+
 @pytest.mark.parametrize("deployment", ["Sampler-rdm", "Retrieval"])
 def test_a_replica_that_dies_in_mid_request_is_not_noticed(running: Running, deployment: str) -> None:
     wait_until(lambda: len(replicas(deployment)) >= 2, f"two replicas of {deployment}", 120)

@@ -13,6 +13,7 @@ from tests.support.processes import free_ports
 # Serve reads them when it is imported, here and in every process of the cluster: it is set up as by cluster/.
 os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
+os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "1000000000")
 for _name, _port in zip(("STATS", "METRICS"), free_ports(2), strict=True):
     os.environ.setdefault(f"RAY_SERVE_HAPROXY_{_name}_PORT", str(_port))
 

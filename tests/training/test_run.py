@@ -1,10 +1,17 @@
 """How a run starts."""
 
-import pytest
+from pathlib import Path
+from typing import Any
 
+import pyarrow.fs
+import pytest
+import ray.train
+
+from remembrandt.distributed import num_cores
 from remembrandt.errors import ConfigError
 from remembrandt.training import run
-from remembrandt.training.run import check_room
+from remembrandt.training.run import check_room, make_trainer
+from remembrandt.training.worker import share_of_cores
 from tests.support.ray_cluster import RayCluster
 
 pytestmark = pytest.mark.ray
@@ -26,3 +33,24 @@ def test_more_workers_than_this_machine_has_room_for_are_refused_and_a_cluster_s
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
     check_room(99, gpu=False)
     assert "waiting until there are enough" in capfd.readouterr().err
+
+
+def test_a_worker_has_its_share_of_the_node_s_cores(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    """Ray gives a worker of one CPU one OpenMP thread, however many cores the machine has."""
+
+    def count(values: dict[str, Any]) -> None:
+        Path(values["out"], str(ray.train.get_context().get_world_rank())).write_text(str(share_of_cores()))
+
+    def shares(workers: int) -> list[int]:
+        out = tmp_path / str(workers)
+        out.mkdir()
+        filesystem = pyarrow.fs.LocalFileSystem()
+        make_trainer(
+            count, {"out": str(out)}, "count", str(tmp_path), filesystem, workers=workers, gpu=False, keep=1
+        ).fit()
+        return [int(path.read_text()) for path in out.iterdir()]
+
+    cores = min(num_cores(), ray_cluster.num_cpus)
+    assert shares(1) == [cores]
+    two = shares(2)
+    assert len(two) == 2 and 2 <= sum(two) <= max(2, cores * ray_cluster.num_nodes)
