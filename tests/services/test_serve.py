@@ -57,6 +57,7 @@ def service_args(service_values: dict[str, Any], tmp_path_factory: pytest.TempPa
         "storage": str(folder / "storage"),
         "retrieval": two,
         "ingress": {**SMALL, "max_ongoing": 64},
+        "uploads": {**service_values["uploads"], "max_image_bytes": 10_000_000, "max_request_bytes": 20_000_000},
     }
 
 
