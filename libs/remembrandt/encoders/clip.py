@@ -24,7 +24,7 @@ from remembrandt.encoders.hardware import auto_batch_sizes, choose_device, choos
 from remembrandt.encoders.normalisation import PixelNormalisation
 from remembrandt.encoders.pixels import ClipPixelTransform
 from remembrandt.encoders.resolution import ResolvedModel, resolve
-from remembrandt.encoders.text_tower import encode_text_at, is_causal, rounded_lengths
+from remembrandt.encoders.text_tower import encode_text_at, is_causal, rounded_lengths, text_lengths
 from remembrandt.errors import ConfigError, CorruptionError
 
 Tokenizer = Callable[[Sequence[str]], torch.Tensor]
@@ -141,10 +141,9 @@ class ClipEncoder:
         states_BTD = self.model.forward_intermediates(
             text=ids_BT, text_indices=1, normalize_intermediates=True, intermediates_only=True
         )["text_intermediates"][-1]
-        # The end token has the largest id of a CLIP vocabulary; what follows it is padding.
-        ends_B = ids_BT.argmax(dim=1)
-        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] <= ends_B[:, None]
-        full = (ends_B == ids_BT.shape[1] - 1).tolist()
+        lengths_B = text_lengths(ids_BT)
+        mask_BT = torch.arange(ids_BT.shape[1], device=ids_BT.device)[None] < lengths_B[:, None]
+        full = (lengths_B == ids_BT.shape[1]).tolist()
         cut = sum(1 for text, whole in zip(texts, full, strict=True) if whole and self._exceeds(text))
         return states_BTD, mask_BT, cut
 
