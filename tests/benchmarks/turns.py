@@ -1,7 +1,7 @@
 """Training loops that take their steps in turns, so that a machine that gets slower is slow to all of them.
 
-Each has a process of its own: OpenMP's threads wait by spinning, and stop doing so in a process that has more of them
-than there are cores.
+Each has a process of its own, as a training worker has: OpenMP's threads wait by spinning, and stop doing so in a
+process that has more of them than there are cores.
 """
 
 import os
@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from ray import cloudpickle
 
+from remembrandt.distributed import OWN_ARENAS
 from remembrandt.training.feeding import Fed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
@@ -116,6 +117,7 @@ def run_in_turns(loops: Mapping[str, Loop]) -> dict[str, Turn]:
     cluster = {"address": context.gcs_address, "namespace": context.namespace}
     receivers: dict[Connection, str] = {}
     processes = []
+    os.environ |= OWN_ARENAS  # glibc reads it when a process starts
     for number, (name, loop) in enumerate(loops.items()):
         receiver, sender = _SPAWN.Pipe(duplex=False)
         turn = (batons[number], batons[(number + 1) % len(loops)])

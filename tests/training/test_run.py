@@ -1,5 +1,8 @@
 """How a run starts."""
 
+import ctypes
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,3 +57,31 @@ def test_a_worker_has_its_share_of_the_node_s_cores(ray_cluster: RayCluster, tmp
     assert shares(1) == [cores]
     two = shares(2)
     assert len(two) == 2 and 2 <= sum(two) <= max(2, cores * ray_cluster.num_nodes)
+
+
+def test_threads_of_a_worker_do_not_share_what_they_allocate_from(ray_cluster: RayCluster, tmp_path: Path) -> None:
+    """By itself glibc has eight arenas a core; a worker has more threads than that, of Ray and of torch."""
+    threads = 8 * (os.cpu_count() or 1) + 8
+
+    def count(values: dict[str, Any]) -> None:
+        libc = ctypes.CDLL(None)
+        libc.fopen.restype = ctypes.c_void_p
+        allocated, seen = threading.Barrier(threads + 1), threading.Event()
+
+        def allocate() -> None:
+            libc.malloc(1000)
+            allocated.wait()
+            seen.wait()
+
+        for _ in range(threads):
+            threading.Thread(target=allocate).start()
+        allocated.wait()
+        stream = ctypes.c_void_p(libc.fopen(values["out"].encode(), b"w"))
+        libc.malloc_info(0, stream)
+        libc.fclose(stream)
+        seen.set()
+
+    out = tmp_path / "arenas.xml"
+    filesystem = pyarrow.fs.LocalFileSystem()
+    make_trainer(count, {"out": str(out)}, "arenas", str(tmp_path), filesystem, workers=1, gpu=False, keep=1).fit()
+    assert out.read_text().count("<heap ") > threads

@@ -13,7 +13,7 @@ from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from remembrandt.distributed import connect, plain_error
+from remembrandt.distributed import OWN_ARENAS, connect, plain_error
 from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.progress import say
 from remembrandt.storage import open_store
@@ -130,6 +130,7 @@ def make_trainer(
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={"env_vars": OWN_ARENAS},
         ),
     )
 
