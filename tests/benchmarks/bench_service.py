@@ -11,6 +11,7 @@ import http.client
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
     }
     os.environ.setdefault("PYTHONPATH", str(Path.cwd()))
     os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(sys.executable).parent / "remembrandt-haproxy"))
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     from ray import serve  # which reads them when it is imported
 

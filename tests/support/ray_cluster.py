@@ -1,7 +1,9 @@
 """A local Ray cluster of several simulated nodes, ended with the process that started it."""
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,8 +14,11 @@ from tests.support.processes import free_ports
 
 # Serve reads them when it is imported, here and in every process of the cluster: it is set up as by cluster/.
 os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(sys.executable).parent / "remembrandt-haproxy"))
 os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
 os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", "1000000000")
+# Serve would wait half a minute for balancers that still send requests; there are none.
+os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")
 for _name, _port in zip(("STATS", "METRICS"), free_ports(2), strict=True):
     os.environ.setdefault(f"RAY_SERVE_HAPROXY_{_name}_PORT", str(_port))
 
