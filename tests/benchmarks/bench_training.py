@@ -11,8 +11,10 @@ with torch.randn, averages its weights as ours does (torch's own average), and d
 import argparse
 import statistics
 import tempfile
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +31,7 @@ from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbo
 from remembrandt.distributed import connect
 from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.retrieval import RetrievalPool
+from remembrandt.training.attention import attention_on
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
@@ -55,8 +58,9 @@ def main() -> None:
     text = (
         f"Medians of {arguments.steps} steps in turns (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
         f"**{ratio(times['live'], kept):.3f}**, from a million rows **{ratio(times['live, 1M rows'], kept):.3f}**; "
-        f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**. Median wait for "
-        f"live neighbours: {statistics.median(waits) * 1000:.2f} ms."
+        f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**, over one "
+        f"with attention in float32: **{ratio(times['plain, same attention'], kept):.3f}**. Median wait for live "
+        f"neighbours: {statistics.median(waits) * 1000:.2f} ms."
     )
     medians = {name: statistics.median(own) for name, own in times.items()}
     shown = [
@@ -117,7 +121,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
         owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
         ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
         plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
-        return run_in_turns({"plain": plain, **ours})
+        same = partial(plain, attention_on(torch.device("cpu"), configs["precomputed"].loop.precision))
+        return run_in_turns({"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours})
 
 
 def million_rows(uri: str, scratch: Path) -> str:
@@ -142,9 +147,9 @@ def million_rows(uri: str, scratch: Path) -> str:
     return target
 
 
-def run_plain(config: TrainRdmConfig, steps: int, turn: Turn) -> None:
+def run_plain(config: TrainRdmConfig, steps: int, attention: AbstractContextManager[Any], turn: Turn) -> None:
     """The plain loop, in turns."""
-    PlainLoop(config, steps).run(turn)
+    PlainLoop(config, steps).run(turn, attention)
 
 
 class PlainLoop:
@@ -164,14 +169,14 @@ class PlainLoop:
         self._optimizer = torch.optim.AdamW(self._unet.parameters(), lr=1e-4, fused=True)
         self._average = AveragedModel(self._unet, multi_avg_fn=get_ema_multi_avg_fn(config.loop.ema))
 
-    def run(self, turn: Turn) -> None:
+    def run(self, turn: Turn, attention: AbstractContextManager[Any]) -> None:
         """All steps."""
         schedule = self._objective.schedule
         for step in range(self._steps):
             turn.take()
             part = slice(step * self._size, (step + 1) * self._size)
             noise, t = torch.randn(self._latents[part].shape), torch.randint(0, schedule.num_timesteps, (self._size,))
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16), attention:
                 noisy = schedule.add_noise(self._latents[part], noise, t)
                 context = self._objective.context({name: own[part] for name, own in self._neighbors.items()})
                 predicted = run_unet(self._unet, noisy, t, context)

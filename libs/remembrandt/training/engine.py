@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from remembrandt.errors import ConfigError
+from remembrandt.training.attention import attention_on
 from remembrandt.training.config import LoopConfig, OptimizerConfig, sharding
 from remembrandt.training.schedules import ema_decay
 
@@ -43,7 +44,7 @@ class Engine:
             self.network.enable_backward_allreduce = False  # it would copy every gradient twice to average it with none
         if loop.compile:
             self.network.compile()
-        self._autocast_device = device.type
+        self._device = device
         # With plain fp32 weights DeepSpeed clips the gradient but keeps its norm to itself.
         self._clips = stage == 0
         self._norm = torch.tensor(float("nan"))
@@ -59,7 +60,10 @@ class Engine:
     def arithmetic(self) -> Iterator[None]:
         """In what precision the forward pass computes."""
         enabled = self._precision == "autocast"
-        with torch.autocast(self._autocast_device, torch.bfloat16, enabled=enabled):
+        with (
+            torch.autocast(self._device.type, torch.bfloat16, enabled=enabled),
+            attention_on(self._device, self._precision),
+        ):
             yield
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -23,6 +23,7 @@ from remembrandt.generation.grid import sample_grid, to_images
 from remembrandt.models.folders import find_model
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
 from remembrandt.storage import Store, open_store
+from remembrandt.training.attention import checkpointing_on
 from remembrandt.training.checkpoints import Position, load_checkpoint, read_position, save_checkpoint, unchanging
 from remembrandt.training.config import LoopConfig
 from remembrandt.training.console import Console
@@ -64,7 +65,7 @@ class Trainer:
         if loop.init_from is not None:
             self.objective.load(module, find_model(loop.init_from))
         if loop.activation_checkpointing:
-            _checkpoint_activations(module)
+            _checkpoint_activations(module, checkpointing_on(self.device, loop.precision))
         self.model = Engine(module, loop, self.device, loop.zero_stage)
         self.critic = self._make_critic()
         self.average = Average(self.model, loop.ema)
@@ -271,8 +272,8 @@ def _sums(losses: Losses, num_groups: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _checkpoint_activations(module: nn.Module) -> None:
+def _checkpoint_activations(module: nn.Module, checkpointing: Callable[..., Any]) -> None:
     enable = getattr(module, "enable_gradient_checkpointing", None)
     if enable is None:
         raise ConfigError(f"loop.activation_checkpointing: {type(module).__name__} does not offer it; set it to false")
-    enable()
+    enable(checkpointing)

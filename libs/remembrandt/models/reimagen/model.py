@@ -8,6 +8,7 @@ Letters in names: B pictures, K neighbours, C H W, L text tokens, N = K·F·F ne
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,9 +144,9 @@ class ReImagenUNet(nn.Module):
         features = f_MDHW.flatten(2).transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
         return NeighborFeatures(features, neighbors.mask_BK.repeat_interleave(places, dim=1))
 
-    def enable_gradient_checkpointing(self) -> None:
+    def enable_gradient_checkpointing(self, checkpointing: Callable[..., Any] | None = None) -> None:
         """Blocks are computed again in the backward pass, instead of being kept."""
-        self.unet.enable_gradient_checkpointing()
+        self.unet.enable_gradient_checkpointing(checkpointing)
 
     @property
     def dtype(self) -> torch.dtype:
