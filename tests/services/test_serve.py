@@ -17,6 +17,7 @@ from openai import OpenAI
 from PIL import Image
 from ray import serve
 
+from remembrandt.distributed import OWN_ARENAS
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
 from services.app import build
 from tests.support.processes import free_ports, wait_until
@@ -98,6 +99,11 @@ def test_it_streams_what_pictures_will_be(running: Running) -> None:
 def test_a_mistake_is_the_clients_on_the_cluster_too(running: Running) -> None:
     answer = running.http.post("/v1/images/generations", json={"prompt": "x", "filters": {"colour": ["red"]}})
     assert answer.status_code == 400 and "cannot be filtered" in answer.json()["error"]["message"]
+
+
+def test_threads_that_draw_do_not_share_what_they_allocate_from(running: Running) -> None:
+    environments = [process.environ() for process in replicas("Sampler-rdm")]
+    assert environments and all(own.items() >= OWN_ARENAS.items() for own in environments)
 
 
 def test_a_large_picture_passes_between_deployments(running: Running) -> None:

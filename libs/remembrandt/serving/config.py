@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -45,13 +46,14 @@ class ReplicasConfig(Config):
             raise ValueError(f"min {self.min} must not exceed max {self.max}")
         return self
 
-    def options(self) -> dict[str, Any]:
-        """Of a Serve deployment."""
+    def options(self, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
+        """Of a Serve deployment, whose replicas start with that environment."""
         actor = {
             "num_cpus": self.num_cpus,
             "num_gpus": self.num_gpus,
             "memory": self.memory,
             "resources": self.resources or None,
+            "runtime_env": {"env_vars": dict(environment)} if environment else None,
         }
         scaled = {"min_replicas": self.min, "max_replicas": self.max, "target_ongoing_requests": self.target_ongoing}
         return {

@@ -24,7 +24,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, 
 from ray.serve.handle import DeploymentHandle
 
 from remembrandt.data.decode import DecodeError
-from remembrandt.distributed import plain_error
+from remembrandt.distributed import OWN_ARENAS, plain_error
 from remembrandt.errors import RemembrandtError, ServiceError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import Accounts
@@ -251,7 +251,9 @@ def application(config: ServiceConfig, gallery: Path | None = None) -> serve.App
     }
     retrieval = RetrievalDeployment.options(**common, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
     samplers = {
-        name: SamplerDeployment.options(name=f"Sampler-{name}", **common, **model.replicas.options()).bind(args, name)  # type: ignore[attr-defined]
+        name: SamplerDeployment.options(  # type: ignore[attr-defined]
+            name=f"Sampler-{name}", **common, **model.replicas.options(OWN_ARENAS)
+        ).bind(args, name)
         for name, model in config.models.items()
     }
     ingress = IngressDeployment.options(**common, **config.ingress.options())  # type: ignore[attr-defined]
