@@ -12,11 +12,12 @@ from remembrandt.databases.vectors import VectorConfig, plan_vectors
 MEASURE = """
 import ctypes, json, sys
 from pathlib import Path
-import numpy as np, psutil
+import faiss, numpy as np, psutil
 from remembrandt.databases.vectors import ShardFile, VectorIndex, VectorPlan, exact_search
 values, queries = json.loads(Path(sys.argv[1]).read_text()), np.load(sys.argv[2])
 shards = [ShardFile(Path(path), first, rows) for path, first, rows in values["shards"]]
 exact_search(queries[:1], [queries[:64]], 20)
+faiss.knn(queries[:20], queries[:64], 20)
 ctypes.CDLL(None).malloc_trim(0)
 before = psutil.Process().memory_info().rss
 plan = VectorPlan.from_json(values["plan"])

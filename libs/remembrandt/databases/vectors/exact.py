@@ -8,13 +8,11 @@ Letters in names: B queries, D embedding, M candidates, N rows, K results.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits, top_k
-from remembrandt.databases.vectors.runtime import import_faiss
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Row ids (N,) → their normalised embeddings (N, D)."""
@@ -23,6 +21,7 @@ TIE_MARGIN = 4e-6
 """More than twice the error of a float32 inner product of unit vectors."""
 SLACK = 8
 _CHUNK_VALUES = 1 << 22
+_TILE_QUERIES, _TILE_ROWS = 64, 16_384
 
 
 def rescore(queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], fetch: Fetch, k: int) -> Hits:
@@ -61,12 +60,11 @@ def exact_search(
         k: results a query; padded where there are fewer rows.
         first_id: id of the first row.
     """
-    faiss = import_faiss()
     queries = np.ascontiguousarray(queries_BD, dtype=np.float32)
     best = Hits(np.full((len(queries), k), PAD_ID, np.int64), np.full((len(queries), k), -np.inf, np.float32))
     for batch in batches:
         vectors = np.ascontiguousarray(batch, dtype=np.float32)
-        ids = _candidates(faiss, queries, vectors, k)
+        ids = _candidates(queries, vectors, k)
         found = rescore(queries, ids, vectors.__getitem__, k)
         shifted = Hits(np.where(found.ids == PAD_ID, PAD_ID, found.ids + first_id), found.scores)
         best = Hits.merge([best, shifted], k)
@@ -103,13 +101,49 @@ def stack_hits(parts: list[Hits]) -> Hits:
     return Hits(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
-def _candidates(
-    faiss: Any, queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
+def nearest(
+    queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], m: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `m` rows of highest inner product: scores and positions (B, m), best first, in float32 as BLAS sums it.
+
+    Four to ten times as fast as FAISS's flat index, which compares row by row below 20 queries and keeps heaps above.
+    """
+    found = [
+        _nearest(queries_BD[i : i + _TILE_QUERIES], vectors_ND, m) for i in range(0, len(queries_BD), _TILE_QUERIES)
+    ]
+    if not found:
+        return np.empty((0, m), np.float32), np.empty((0, m), np.int64)
+    return np.concatenate([scores for scores, _ in found]), np.concatenate([positions for _, positions in found])
+
+
+def _nearest(
+    queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], m: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    parts = []
+    for first in range(0, len(vectors_ND), _TILE_ROWS):
+        # In this order BLAS takes half the time.
+        scores = np.ascontiguousarray((vectors_ND[first : first + _TILE_ROWS] @ queries_BD.T).T)
+        parts.append(_best(scores, np.broadcast_to(np.arange(first, first + scores.shape[1]), scores.shape), m))
+    scores, positions = (np.concatenate(own, axis=1) for own in zip(*parts, strict=True))
+    scores, positions = _best(scores, positions, m)
+    order = np.argsort(-scores, axis=1)
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+
+
+def _best(
+    scores_BN: NDArray[np.float32], positions_BN: NDArray[np.int64], m: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    if scores_BN.shape[1] <= m:
+        return scores_BN, positions_BN
+    places = np.argpartition(scores_BN, -m, axis=1)[:, -m:]
+    return np.take_along_axis(scores_BN, places, axis=1), np.take_along_axis(positions_BN, places, axis=1)
+
+
+def _candidates(queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], k: int) -> NDArray[np.int64]:
     """Enough of the nearest rows that none outside them can tie with the k-th."""
     m = min(len(vectors_ND), k + SLACK)
     while True:
-        scores, ids = faiss.knn(queries_BD, vectors_ND, m, metric=faiss.METRIC_INNER_PRODUCT)
+        scores, ids = nearest(queries_BD, vectors_ND, m)
         if m == len(vectors_ND) or np.all(scores[:, -1] < scores[:, k - 1] - TIE_MARGIN):
-            return ids.astype(np.int64)
+            return ids
         m = min(len(vectors_ND), 4 * m)

@@ -47,7 +47,7 @@ FEW_SHARE = 1e-3
 LEAST_COMPARED = 4096
 """Allowed rows that are compared at least (or all of them) under a mask: about half a millisecond a query."""
 _CHUNK_VALUES = 1 << 22
-_MASKS_KEPT = 8
+_MASKS_KEPT, _MASK_BYTES = 8, 1_000_000
 
 
 @dataclass(frozen=True)
@@ -253,8 +253,8 @@ class VectorIndex:
         with self._lock:
             mask = self._masks.get(id(allowed_N))
             if mask is None:
-                mask = Mask(allowed_N, self._shards)
-                while len(self._masks) >= _MASKS_KEPT:
+                mask = Mask(allowed_N, self._shards, is_kept=True)
+                while len(self._masks) >= max(_MASKS_KEPT, _MASK_BYTES // len(allowed_N)):
                     del self._masks[next(iter(self._masks))]
                 self._masks[id(allowed_N)] = mask
             return mask

@@ -4,15 +4,17 @@ Letters in names: B queries, D size behind the pre-transform, M candidates, P pr
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
-from remembrandt.databases.vectors.exact import Fetch, search_rows
+from remembrandt.databases.vectors.exact import Fetch, nearest, search_rows
 from remembrandt.databases.vectors.runtime import GpuIndex, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
@@ -55,7 +57,7 @@ class Probe:
     effort: Effort
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """The rows of one shard that may answer.
 
@@ -64,19 +66,26 @@ class Selection:
         count: how many it allows, at least one and not all.
         selector: the same for FAISS.
         bits: what the selector points to.
+        is_kept: whether other searches will select the same.
     """
 
     allowed_N: NDArray[np.bool_]
     count: int
     selector: Any
     bits: NDArray[np.uint8]
+    is_kept: bool
 
     @classmethod
-    def of(cls, allowed_N: NDArray[np.bool_], count: int) -> "Selection":
+    def of(cls, allowed_N: NDArray[np.bool_], count: int, is_kept: bool = False) -> "Selection":
         """Packs a mask into the bitmap that FAISS reads."""
         faiss = import_faiss()
         bits = np.packbits(allowed_N, bitorder="little")
-        return cls(allowed_N, count, faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)), bits)
+        return cls(allowed_N, count, faiss.IDSelectorBitmap(len(bits), faiss.swig_ptr(bits)), bits, is_kept)
+
+    @cached_property
+    def positions(self) -> NDArray[np.int64]:
+        """The rows, in order."""
+        return np.flatnonzero(self.allowed_N)
 
 
 class SearchableShard(Protocol):
@@ -147,16 +156,28 @@ class ListShard:
 
 
 class FlatShard:
-    """Rows compared one by one: full precision or scalar-quantised."""
+    """Every row is compared: full precision or scalar-quantised.
+
+    Rows of full precision that other searches will select again are kept side by side, while they are not too many.
+    """
+
+    COPIED_BYTES = 128_000_000
 
     def __init__(self, file: ShardFile, index: Any, gpu: int | None) -> None:
         self.file, self._index = file, index
         self._gpu = GpuIndex(index, gpu) if gpu is not None else None
+        self._vectors_ND = _stored_vectors(index)
+        self._copies: WeakKeyDictionary[Selection, NDArray[np.float32]] = WeakKeyDictionary()
 
     def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
         """Compares with every row."""
         if self._gpu is not None and selection is None and m <= GpuIndex.LIMIT:
             return self._gpu.search(probe.queries_BD, m)
+        if self._vectors_ND is not None and selection is None:
+            return nearest(probe.queries_BD, self._vectors_ND, m)
+        if selection is not None and (copied_MD := self._copy(selection)) is not None:
+            scores, places = nearest(probe.queries_BD, copied_MD, m)
+            return scores, selection.positions[places]
         params = import_faiss().SearchParameters(sel=_selector(selection)) if selection else None
         scores, ids = self._index.search(probe.queries_BD, m, params=params)
         return scores, ids
@@ -164,6 +185,18 @@ class FlatShard:
     def vectors(self, positions_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """Stored vectors (N, D) of a full-precision shard."""
         return self._index.reconstruct_batch(np.ascontiguousarray(positions_N))
+
+    def _copy(self, selection: Selection) -> NDArray[np.float32] | None:
+        """The selected rows side by side, if they are worth their memory."""
+        if self._vectors_ND is None or not selection.is_kept:
+            return None
+        copy = self._copies.get(selection)
+        if copy is None:
+            held = sum(own.nbytes for own in list(self._copies.values()))
+            if held + selection.count * self._vectors_ND[0].nbytes > self.COPIED_BYTES:
+                return None
+            copy = self._copies[selection] = self._vectors_ND[selection.positions]
+        return copy
 
 
 class GraphShard:
@@ -190,17 +223,18 @@ class Mask:
         allowed_N: the mask.
         counts: allowed rows of each shard.
         selections: the selection of each shard, None where all or no rows of it may answer.
+        is_kept: whether other searches will have the same mask.
     """
 
     KEPT_ROWS = 8192
     """Fetched embeddings are kept for the next search up to this many rows."""
 
-    def __init__(self, allowed_N: NDArray[np.bool_], shards: list[SearchableShard]) -> None:
+    def __init__(self, allowed_N: NDArray[np.bool_], shards: list[SearchableShard], is_kept: bool = False) -> None:
         self.allowed_N = allowed_N
         parts = [allowed_N[s.file.first_id : s.file.first_id + s.file.rows] for s in shards]
         self.counts = [int(np.count_nonzero(part)) for part in parts]
         self.selections = [
-            Selection.of(part, count) if 0 < count < len(part) else None
+            Selection.of(part, count, is_kept) if 0 < count < len(part) else None
             for part, count in zip(parts, self.counts, strict=True)
         ]
         self._kept: NDArray[np.float64] | None = None
@@ -215,6 +249,15 @@ class Mask:
             return search_rows(queries_BD, ids, self._kept, k)
         parts = [ids[start : start + self.KEPT_ROWS] for start in range(0, len(ids), self.KEPT_ROWS)]
         return Hits.merge([search_rows(queries_BD, part, fetch(part), k) for part in parts], k)
+
+
+def _stored_vectors(index: Any) -> NDArray[np.float32] | None:
+    """The rows (N, D) where they lie, if the index holds them in full precision."""
+    faiss = import_faiss()
+    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.ntotal:
+        return None
+    values: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return values.reshape(index.ntotal, index.d)
 
 
 def _selector(selection: Selection | None) -> Any | None:
