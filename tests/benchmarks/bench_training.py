@@ -1,9 +1,9 @@
 """Training speed of the small RDM: our loop against a plain PyTorch loop, and live retrieval against precomputed.
 
-    python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 60]
+    python -m tests.benchmarks.bench_training --database .demo/databases/emoji --first-stage FOLDER [--steps 60] [--work FOLDER]
 
 Live retrieval is measured from that database and from one of a million rows: its embeddings, and others scattered
-around them. All loops train the same U-Net with the same batch and precision, each in a process of its own, and take
+around them; `--work` keeps it for another run. All loops train the same U-Net with the same batch and precision, each in a process of its own, and take
 their steps in turns; ratios are medians over pairs of steps. The plain loop has everything in memory, draws its noise
 with torch.randn, averages its weights as ours does (torch's own average), and does nothing else.
 """
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--database", default=".demo/databases/emoji")
     parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--work", type=Path, help="keeps the database of a million rows here, for another run")
     arguments = parser.parse_args()
     connect()
     with tempfile.TemporaryDirectory() as scratch:
@@ -106,7 +107,7 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
         "name": "precomputed",
         "neighbors": {**live["neighbors"], "mode": "precomputed", "precomputed": found["out"], "pool": {}},
     }
-    million = million_rows(arguments.database, scratch)
+    million = million_rows(arguments.database, arguments.work or scratch)
     far = {**values["neighbors"], "database": {"uri": million}, "same": None}
     large = {**live, "name": "million", "neighbors": far}
     configs = {
@@ -125,24 +126,26 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
         return run_in_turns({"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours})
 
 
-def million_rows(uri: str, scratch: Path) -> str:
-    """A database of a million rows: the embeddings of another, and copies with noise."""
+def million_rows(uri: str, folder: Path) -> str:
+    """A database of a million rows, if it is not there: the embeddings of another, and copies with noise."""
+    target = str(folder / "databases" / "million")
+    if (folder / "databases" / "million").exists():
+        return target
     database = Database.open(uri)
     own = database.embeddings(np.arange(database.num_rows))
     spread = 0.5 * np.linalg.norm(own, axis=1).mean() / np.sqrt(own.shape[1])
     rng = np.random.default_rng(0)
-    (scratch / "million" / "img_emb").mkdir(parents=True)
-    (scratch / "million" / "metadata").mkdir()
+    (folder / "million" / "img_emb").mkdir(parents=True)
+    (folder / "million" / "metadata").mkdir()
     for number in range(MILLION // PART):
         indices = np.arange(number * PART, (number + 1) * PART)
         part = own[indices % len(own)]
         noisy = indices >= len(own)
         part[noisy] += rng.normal(0, spread, (noisy.sum(), own.shape[1]))
-        np.save(scratch / "million" / "img_emb" / f"img_emb_{number:02d}.npy", part.astype(np.float16))
+        np.save(folder / "million" / "img_emb" / f"img_emb_{number:02d}.npy", part.astype(np.float16))
         keys = pa.table({"image_path": [f"{index:07d}" for index in indices], "caption": [""] * PART})
-        pq.write_table(keys, scratch / "million" / "metadata" / f"metadata_{number:02d}.parquet")
-    target = str(scratch / "databases" / "million")
-    source = {"kind": "clip_retrieval", "uri": str(scratch / "million")}
+        pq.write_table(keys, folder / "million" / "metadata" / f"metadata_{number:02d}.parquet")
+    source = {"kind": "clip_retrieval", "uri": str(folder / "million")}
     build_database(parse_config(BuildConfig, {"uri": target, "source": source, "gate": {"recall_at": 10}}, "bench"))
     return target
 

@@ -20,11 +20,12 @@ from remembrandt.databases.vectors.exact import (
     TIE_MARGIN,
     Fetch,
     merge_candidates,
+    nearest,
     rescore,
     stack_hits,
 )
 from remembrandt.databases.vectors.factory import parse_factory
-from remembrandt.databases.vectors.runtime import import_faiss, num_gpus, parallel_rows
+from remembrandt.databases.vectors.runtime import flat_vectors, import_faiss, num_gpus, parallel_rows
 from remembrandt.databases.vectors.scann import ScannShard, scann_kind
 from remembrandt.databases.vectors.shards import (
     Effort,
@@ -190,7 +191,11 @@ class VectorIndex:
             quantizer = all_centroids(quantizer)
         elif self._factory.coarse_m:
             params = import_faiss().SearchParametersHNSW(efSearch=max(effort.ef_search, 2 * effort.nprobe))
-        scores, lists = quantizer.search(vectors_BD, effort.nprobe, params=params)
+        centroids_LD = flat_vectors(quantizer)
+        if centroids_LD is not None:
+            scores, lists = nearest(vectors_BD, centroids_LD, effort.nprobe)
+        else:
+            scores, lists = quantizer.search(vectors_BD, effort.nprobe, params=params)
         return Probe(vectors_BD, lists, scores, effort)
 
     def _order(self, queries_BD: NDArray[np.float32], found: Hits, k: int, reranks: bool) -> Hits:

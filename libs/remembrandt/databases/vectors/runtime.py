@@ -101,6 +101,15 @@ def num_gpus(device: Device) -> int:
     return found
 
 
+def flat_vectors(index: Any) -> NDArray[np.float32] | None:
+    """The rows (N, D) where they lie, if an index holds them in full precision and compares by inner product."""
+    faiss = import_faiss()
+    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.ntotal:
+        return None
+    values: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
+    return values.reshape(index.ntotal, index.d)
+
+
 class GpuIndex:
     """A copy of an index on a GPU; an HNSW coarse quantizer stays on the CPU.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
 from remembrandt.databases.vectors.exact import Fetch, nearest, search_rows
-from remembrandt.databases.vectors.runtime import GpuIndex, import_faiss
+from remembrandt.databases.vectors.runtime import GpuIndex, flat_vectors, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
 
@@ -166,7 +166,7 @@ class FlatShard:
     def __init__(self, file: ShardFile, index: Any, gpu: int | None) -> None:
         self.file, self._index = file, index
         self._gpu = GpuIndex(index, gpu) if gpu is not None else None
-        self._vectors_ND = _stored_vectors(index)
+        self._vectors_ND = flat_vectors(index)
         self._copies: WeakKeyDictionary[Selection, NDArray[np.float32]] = WeakKeyDictionary()
 
     def search(self, probe: Probe, m: int, selection: Selection | None) -> Candidates:
@@ -249,15 +249,6 @@ class Mask:
             return search_rows(queries_BD, ids, self._kept, k)
         parts = [ids[start : start + self.KEPT_ROWS] for start in range(0, len(ids), self.KEPT_ROWS)]
         return Hits.merge([search_rows(queries_BD, part, fetch(part), k) for part in parts], k)
-
-
-def _stored_vectors(index: Any) -> NDArray[np.float32] | None:
-    """The rows (N, D) where they lie, if the index holds them in full precision."""
-    faiss = import_faiss()
-    if not isinstance(index, faiss.IndexFlat) or index.metric_type != faiss.METRIC_INNER_PRODUCT or not index.ntotal:
-        return None
-    values: NDArray[np.float32] = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d)
-    return values.reshape(index.ntotal, index.d)
 
 
 def _selector(selection: Selection | None) -> Any | None:
