@@ -1,13 +1,18 @@
 """The rows of highest inner product, whatever the tiles they are computed in."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from remembrandt.databases.vectors import exact
+from remembrandt.databases.vectors.runtime import one_blas_thread
 from remembrandt.databases.vectors.shards import FlatShard, Probe, Selection, ShardFile
 
 
@@ -58,3 +63,18 @@ def test_rows_that_are_selected_again_are_copied_while_there_is_room(
     assert len(shard._copies) == (2 if room > 7_000 else 1)
     del selections, selection
     assert len(shard._copies) == 0, "copies go with their masks"
+
+
+def test_blas_computes_on_one_thread_while_anybody_searches_and_on_as_many_as_before_afterwards() -> None:
+    blas = ThreadpoolController().select(threading_layer="pthreads")  # as numpy's wheels have it
+    assert blas.lib_controllers
+    threads = [library.num_threads for library in blas.lib_controllers]
+
+    def search(number: int) -> list[int]:
+        with one_blas_thread, one_blas_thread:
+            time.sleep(0.01 * (number % 3))
+            return [library.num_threads for library in blas.lib_controllers]
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(set(found) == {1} for found in pool.map(search, range(24)))
+    assert [library.num_threads for library in blas.lib_controllers] == threads

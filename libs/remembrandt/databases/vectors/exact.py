@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits, top_k
+from remembrandt.databases.vectors.runtime import one_blas_thread
 
 Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 """Row ids (N,) → their normalised embeddings (N, D)."""
@@ -108,11 +109,11 @@ def nearest(
 
     Four to ten times as fast as FAISS's flat index, which compares row by row below 20 queries and keeps heaps above.
     """
-    found = [
-        _nearest(queries_BD[i : i + _TILE_QUERIES], vectors_ND, m) for i in range(0, len(queries_BD), _TILE_QUERIES)
-    ]
-    if not found:
+    if not len(queries_BD):
         return np.empty((0, m), np.float32), np.empty((0, m), np.int64)
+    starts = range(0, len(queries_BD), _TILE_QUERIES)
+    with one_blas_thread:
+        found = [_nearest(queries_BD[i : i + _TILE_QUERIES], vectors_ND, m) for i in starts]
     return np.concatenate([scores for scores, _ in found]), np.concatenate([positions for _, positions in found])
 
 

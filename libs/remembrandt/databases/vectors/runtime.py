@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from remembrandt.databases.vectors.config import Device
 from remembrandt.errors import ConfigError
@@ -99,6 +100,39 @@ def num_gpus(device: Device) -> int:
             "vectors.device is gpu and FAISS sees none here: install remembrandt[gpu] where one is, or use auto"
         )
     return found
+
+
+class _OneBlasThread:
+    """While anybody is within it, numpy's BLAS computes on the caller's thread alone.
+
+    Its own threads wait actively for more work after each product, on cores that the caller's next step needs: drawing
+    one picture on two cores took a third longer.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._limit = _blas().limit(limits=1)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    # One that uses OpenMP counts for each thread apart, and FAISS's, which does, is told by `threads`.
+    return ThreadpoolController().select(threading_layer=["pthreads", "intel", "tbb"])
 
 
 def flat_vectors(index: Any) -> NDArray[np.float32] | None:
