@@ -112,7 +112,7 @@ def nearest(
     if not len(queries_BD):
         return np.empty((0, m), np.float32), np.empty((0, m), np.int64)
     starts = range(0, len(queries_BD), _TILE_QUERIES)
-    with one_blas_thread:
+    with one_blas_thread():
         found = [_nearest(queries_BD[i : i + _TILE_QUERIES], vectors_ND, m) for i in starts]
     return np.concatenate([scores for scores, _ in found]), np.concatenate([positions for _, positions in found])
 

@@ -77,7 +77,8 @@ def parallel_rows(function: Callable[[NDArray[np.float32]], R], queries_BD: NDAr
     if workers <= 1:
         with threads(1):
             return [function(queries_BD)]
-    return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_BD, workers)))
+    with one_blas_thread():
+        return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_BD, workers)))
 
 
 @cache
@@ -102,31 +103,16 @@ def num_gpus(device: Device) -> int:
     return found
 
 
-class _OneBlasThread:
-    """While anybody is within it, numpy's BLAS computes on the caller's thread alone.
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Within it numpy's BLAS computes on the caller's thread alone, and so do the threads that it waits for.
 
-    Its own threads wait actively for more work after each product, on cores that the caller's next step needs: drawing
-    one picture on two cores took a third longer.
+    BLAS's own threads wait actively for more work after each product, on cores that the caller's next step needs.
+    threadpoolctl lets the first thread that sets this decide for its process, as long as it lives; for others it stays
+    as it is.
     """
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._limit: Any = None
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._inside += 1
-            if self._inside == 1:
-                self._limit = _blas().limit(limits=1)
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0:
-                self._limit.restore_original_limits()
-
-
-one_blas_thread = _OneBlasThread()
+    with _blas().limit(limits=1):
+        yield
 
 
 @cache
