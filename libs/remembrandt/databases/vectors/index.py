@@ -16,6 +16,7 @@ from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
 from remembrandt.databases.vectors.config import Device, VectorPlan
 from remembrandt.databases.vectors.exact import (
+    FEW_QUERIES,
     SLACK,
     TIE_MARGIN,
     Fetch,
@@ -192,7 +193,7 @@ class VectorIndex:
         elif self._factory.coarse_m:
             params = import_faiss().SearchParametersHNSW(efSearch=max(effort.ef_search, 2 * effort.nprobe))
         centroids_LD = flat_vectors(quantizer)
-        if centroids_LD is not None:
+        if centroids_LD is not None and len(vectors_BD) >= FEW_QUERIES:
             scores, lists = nearest(vectors_BD, centroids_LD, effort.nprobe)
         else:
             scores, lists = quantizer.search(vectors_BD, effort.nprobe, params=params)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
-from remembrandt.databases.vectors.exact import Fetch, nearest, search_rows
+from remembrandt.databases.vectors.exact import FEW_QUERIES, Fetch, nearest, search_rows
 from remembrandt.databases.vectors.runtime import GpuIndex, flat_vectors, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
@@ -173,7 +173,8 @@ class FlatShard:
         """Compares with every row."""
         if self._gpu is not None and selection is None and m <= GpuIndex.LIMIT:
             return self._gpu.search(probe.queries_BD, m)
-        if self._vectors_ND is not None and selection is None:
+        many = len(probe.queries_BD) >= FEW_QUERIES
+        if self._vectors_ND is not None and selection is None and many:
             return nearest(probe.queries_BD, self._vectors_ND, m)
         if selection is not None and (copied_MD := self._copy(selection)) is not None:
             scores, places = nearest(probe.queries_BD, copied_MD, m)
