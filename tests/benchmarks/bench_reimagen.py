@@ -45,7 +45,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     values = yaml.safe_load(CONFIG.read_text())
-    lines = [reuse(StageConfig.model_validate(stage["model"])) for stage in values["stages"].values()]
+    stages = [StageConfig.model_validate(stage["model"]) for stage in values["stages"].values()]
+    # As P2 has it, neighbours are of a stage's own size; ours gives them to the upper stage at half of it.
+    stages += [own.model_copy(update={"neighbor_size": None}) for own in stages if own.neighbor_edge < own.size]
+    lines = [reuse(own) for own in stages]
     text = (
         f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, "
         f"two threads; medians of {ROUNDS} alternating rounds."
@@ -86,6 +89,7 @@ def reuse(config: StageConfig) -> dict[str, str]:
     once, anew = (statistics.median(seconds[way]) for way in (True, False))
     return {
         "stage": str(config.size),
+        "neighbours": str(edge),
         "once": f"{once:.2f} s",
         "in every pass": f"{anew:.2f} s",
         "ratio": f"**{anew / once:.2f}**",
