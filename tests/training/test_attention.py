@@ -80,3 +80,4 @@ def test_nothing_changes_on_a_gpu_and_in_fp32() -> None:
     for device, precision in ((torch.device("cuda"), "autocast"), (CPU, "fp32")):
         with attention_on(device, precision) as mode:
             assert mode is None
+        assert checkpointing_on(device, precision) is None

@@ -37,11 +37,16 @@ def attention_on(device: torch.device, precision: str) -> AbstractContextManager
     return Float32Attention() if device.type == "cpu" and precision != "fp32" else nullcontext()
 
 
-def checkpointing_on(device: torch.device, precision: str) -> Callable[..., Any]:
-    """What diffusers' networks take to compute activations again in the backward pass: attention as in the first."""
+def checkpointing_on(device: torch.device, precision: str) -> Callable[..., Any] | None:
+    """How activations are computed again in the backward pass, with attention as in the first; None: as diffusers does.
+
+    It goes to `enable_gradient_checkpointing` of a network.
+    """
+    if device.type != "cpu" or precision == "fp32":
+        return None
 
     def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        return nullcontext(), attention_on(device, precision)
+        return nullcontext(), Float32Attention()
 
     return partial(checkpoint, use_reentrant=False, context_fn=contexts)
 

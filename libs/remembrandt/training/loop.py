@@ -272,7 +272,7 @@ def _sums(losses: Losses, num_groups: int) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def _checkpoint_activations(module: nn.Module, checkpointing: Callable[..., Any]) -> None:
+def _checkpoint_activations(module: nn.Module, checkpointing: Callable[..., Any] | None) -> None:
     enable = getattr(module, "enable_gradient_checkpointing", None)
     if enable is None:
         raise ConfigError(f"loop.activation_checkpointing: {type(module).__name__} does not offer it; set it to false")

@@ -75,7 +75,7 @@ def parallel_rows(function: Callable[[NDArray[np.float32]], R], queries_BD: NDAr
     """
     workers = min(num_threads(), len(queries_BD) // _QUERIES_PER_THREAD)
     if workers <= 1:
-        with threads(1):
+        with threads(1), one_blas_thread():
             return [function(queries_BD)]
     with one_blas_thread():
         return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_BD, workers)))
