@@ -22,10 +22,9 @@ Fetch = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 TIE_MARGIN = 4e-6
 """More than twice the error of a float32 inner product of unit vectors."""
 SLACK = 8
-FEW_QUERIES = 4
-"""Fewer are searched faster by FAISS."""
 _CHUNK_VALUES = 1 << 22
 _TILE_QUERIES, _TILE_ROWS = 64, 16_384
+_FEW_QUERIES = 4
 
 
 def rescore(queries_BD: NDArray[np.float32], ids_BM: NDArray[np.int64], fetch: Fetch, k: int) -> Hits:
@@ -106,6 +105,20 @@ def stack_hits(parts: list[Hits]) -> Hits:
     return Hits(np.concatenate([p.ids for p in parts]), np.concatenate([p.scores for p in parts]))
 
 
+def search_flat(
+    index: Any, vectors_ND: NDArray[np.float32] | None, queries_BD: NDArray[np.float32], m: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `m` best rows of an index that compares with all of them, the faster way.
+
+    Args:
+        vectors_ND: `flat_vectors` of the index.
+    """
+    if vectors_ND is not None and len(queries_BD) >= _FEW_QUERIES:
+        return nearest(queries_BD, vectors_ND, m)
+    scores, positions = index.search(queries_BD, m)
+    return scores, positions
+
+
 def nearest(
     queries_BD: NDArray[np.float32], vectors_ND: NDArray[np.float32], m: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -113,8 +126,8 @@ def nearest(
 
     A search gives each of its threads some of the queries, and BLAS one thread (`parallel_rows`).
 
-    From `FEW_QUERIES` on it is up to five times as fast as FAISS's flat index, which compares row by row below 20
-    queries and keeps heaps above.
+    From four queries on it is up to five times as fast as FAISS's flat index, which compares row by row below 20 and
+    keeps heaps above.
     """
     if not len(queries_BD):
         return np.empty((0, m), np.float32), np.empty((0, m), np.int64)

@@ -16,13 +16,12 @@ from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
 from remembrandt.databases.vectors.config import Device, VectorPlan
 from remembrandt.databases.vectors.exact import (
-    FEW_QUERIES,
     SLACK,
     TIE_MARGIN,
     Fetch,
     merge_candidates,
-    nearest,
     rescore,
+    search_flat,
     stack_hits,
 )
 from remembrandt.databases.vectors.factory import parse_factory
@@ -192,9 +191,8 @@ class VectorIndex:
             quantizer = all_centroids(quantizer)
         elif self._factory.coarse_m:
             params = import_faiss().SearchParametersHNSW(efSearch=max(effort.ef_search, 2 * effort.nprobe))
-        centroids_LD = flat_vectors(quantizer)
-        if centroids_LD is not None and len(vectors_BD) >= FEW_QUERIES:
-            scores, lists = nearest(vectors_BD, centroids_LD, effort.nprobe)
+        if params is None:
+            scores, lists = search_flat(quantizer, flat_vectors(quantizer), vectors_BD, effort.nprobe)
         else:
             scores, lists = quantizer.search(vectors_BD, effort.nprobe, params=params)
         return Probe(vectors_BD, lists, scores, effort)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.clustering import all_centroids
-from remembrandt.databases.vectors.exact import FEW_QUERIES, Fetch, nearest, search_rows
+from remembrandt.databases.vectors.exact import Fetch, nearest, search_flat, search_rows
 from remembrandt.databases.vectors.runtime import GpuIndex, flat_vectors, import_faiss
 from remembrandt.databases.vectors.trained import TrainedIndex, read_index
 from remembrandt.errors import CorruptionError
@@ -173,13 +173,12 @@ class FlatShard:
         """Compares with every row."""
         if self._gpu is not None and selection is None and m <= GpuIndex.LIMIT:
             return self._gpu.search(probe.queries_BD, m)
-        many = len(probe.queries_BD) >= FEW_QUERIES
-        if self._vectors_ND is not None and selection is None and many:
-            return nearest(probe.queries_BD, self._vectors_ND, m)
-        if selection is not None and (copied_MD := self._copy(selection)) is not None:
+        if selection is None:
+            return search_flat(self._index, self._vectors_ND, probe.queries_BD, m)
+        if (copied_MD := self._copy(selection)) is not None:
             scores, places = nearest(probe.queries_BD, copied_MD, m)
             return scores, selection.positions[places]
-        params = import_faiss().SearchParameters(sel=_selector(selection)) if selection else None
+        params = import_faiss().SearchParameters(sel=selection.selector)
         scores, ids = self._index.search(probe.queries_BD, m, params=params)
         return scores, ids
 
