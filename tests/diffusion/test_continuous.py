@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from remembrandt.diffusion.continuous import CosineSchedule, threshold
-from remembrandt.diffusion.guidance import MixedGuidance, TextNeighborGuidance
+from remembrandt.diffusion.guidance import MixedGuidance, Passes, TextNeighborGuidance
 from remembrandt.diffusion.samplers import SamplerConfig, sample
 from remembrandt.errors import ConfigError
 
@@ -104,9 +104,9 @@ def test_the_passes_of_a_step_add_up_to_one(guidance: TextNeighborGuidance, draw
 def test_guidance_is_equation_6() -> None:
     scores = {(True, True): 3.0, (True, False): 5.0, (False, True): 7.0, (False, False): 11.0}
 
-    def network(x, t, rows, keep_text, keep_neighbors):  # type: ignore[no-untyped-def]
-        values = [scores[pair] for pair in zip(keep_text.tolist(), keep_neighbors.tolist(), strict=True)]
-        return torch.tensor(values).view(-1, 1, 1, 1).expand_as(x)
+    def network(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, passes: Passes) -> torch.Tensor:
+        kept = zip(passes.keep_text_P.tolist(), passes.keep_neighbors_P.tolist(), strict=True)
+        return torch.tensor([scores[pair] for pair in kept]).view(-1, 1, 1, 1)
 
     w_p, w_n, eta = 3.0, 1.5, 0.3
     settings = [

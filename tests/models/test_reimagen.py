@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from remembrandt.diffusion.guidance import TextNeighborGuidance
-from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.diffusion.guidance import MixedGuidance, Passes, TextNeighborGuidance
+from remembrandt.diffusion.samplers import SamplerConfig, sample
 from remembrandt.errors import ConfigError, CorruptionError
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.model import LowRes, Neighbors, ReImagenUNet, Text
@@ -134,6 +134,42 @@ def test_neighbours_encoded_once_give_the_same_pictures(config: StageConfig, low
         assert torch.allclose(sampler.sample(alone)[0], once[place], atol=1e-5), (
             "a picture does not depend on its batch"
         )
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("config", "low"), [(TINY_BASE, None), (TINY_SUPER, 8)])
+def test_a_guided_step_is_as_if_each_pass_were_alone(config: StageConfig, low: int | None) -> None:
+    network, asked = tiny_stage(config), batch(4, config.size, low)
+    sampler = StageSampler(network, {})
+    conditions = sampler._low_res(asked, torch.device("cpu"))
+
+    def one_by_one(x: torch.Tensor, t: torch.Tensor, rows: torch.Tensor, passes: Passes) -> torch.Tensor:
+        said = []
+        for number, place in enumerate(passes.place_P):
+            row, own, at = rows[place][None], slice(number, number + 1), place[None]
+            pairs = Neighbors(
+                asked.neighbors.pixels_BKCHW[row],
+                asked.neighbors.text.take(row),
+                asked.neighbors.mask_BK[row] & passes.keep_neighbors_P[own],
+            )
+            words = asked.text.take(row).kept(passes.keep_text_P[own])
+            seen = network(x[at], t[at], words, pairs, None if conditions is None else conditions.take(row))
+            said.append(config.schedule.noise_of(x[at], seen, t[at], config.prediction))
+        return torch.cat(said)
+
+    guidance = MixedGuidance([own.guidance for own in asked.settings_B], asked.seeds_B, one_by_one)
+    samplers = [own.sampler for own in asked.settings_B]
+    shape = (3, config.size, config.size)
+    drawn = sample(guidance.predict, config.schedule, samplers, asked.seeds_B, shape, torch.device("cpu"))
+    wanted = (drawn / 2 + 0.5).clamp(0, 1)
+    assert torch.allclose(sampler.sample(asked), wanted, atol=1e-5)
+
+
+def test_a_compiled_stage_draws_the_same() -> None:
+    asked = batch(2, TINY_SUPER.size, 8)
+    compiled = StageSampler(tiny_stage(TINY_SUPER), {})
+    compiled.compile(backend="eager")
+    assert torch.allclose(compiled.sample(asked), StageSampler(tiny_stage(TINY_SUPER), {}).sample(asked), atol=1e-5)
 
 
 def test_a_cascade_passes_pictures_on_and_refuses_stages_that_do_not_fit() -> None:

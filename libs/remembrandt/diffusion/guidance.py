@@ -120,8 +120,22 @@ class TextNeighborGuidance(Config):
         return {kept: weight for kept, weight in found.items() if weight != 0}
 
 
-KeepingNetwork = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(x_PCHW, t_P, rows_P, keep_text_P, keep_neighbors_P) → ε of P passes."""
+@dataclass(frozen=True)
+class Passes:
+    """P passes of the network over B pictures.
+
+    Attributes:
+        place_P: int64, which of the B pictures each sees.
+        keep_text_P, keep_neighbors_P: bool, which conditions it keeps.
+    """
+
+    place_P: torch.Tensor
+    keep_text_P: torch.Tensor
+    keep_neighbors_P: torch.Tensor
+
+
+KeepingNetwork = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Passes], torch.Tensor]
+"""(x_BCHW, t_B, rows_B, passes) → ε of the P passes; `rows_B`: positions of the pictures in the whole request."""
 
 
 @dataclass
@@ -148,14 +162,9 @@ class MixedGuidance:
             for place, (row, uniform) in enumerate(zip(chosen, drawn, strict=True))
             for kept, weight in self.settings_B[row].coefficients(uniform).items()
         ]
-        places, keep_text, keep_neighbors, weights = (list(column) for column in zip(*passes, strict=True))
-        place_P = torch.tensor(places, device=x_BCHW.device)
-        noise_PCHW = self.network(
-            x_BCHW[place_P],
-            t_B[place_P],
-            rows[place_P],
-            torch.tensor(keep_text, device=x_BCHW.device),
-            torch.tensor(keep_neighbors, device=x_BCHW.device),
+        place_P, keep_text_P, keep_neighbors_P, weight_P = (
+            torch.tensor(column, device=x_BCHW.device) for column in zip(*passes, strict=True)
         )
-        weight_P111 = torch.tensor(weights, device=x_BCHW.device).view(-1, *[1] * (x_BCHW.ndim - 1))
+        noise_PCHW = self.network(x_BCHW, t_B, rows, Passes(place_P, keep_text_P, keep_neighbors_P))
+        weight_P111 = weight_P.view(-1, *[1] * (x_BCHW.ndim - 1))
         return torch.zeros_like(x_BCHW).index_add_(0, place_P, noise_PCHW.float() * weight_P111)

@@ -4,13 +4,14 @@
 x_t (B, C, S, S), t, text ─ DStack ─ f (B, d, F, F) ─ attends to ─ f′ ─ UStack ─ ε (B, 3, S, S)
 neighbours (B, K, C, S, S), 0, their texts ─ the same DStack ─ (B, K·F·F, d) ─┘
 ```
-Letters in names: B pictures, K neighbours, C H W, L text tokens, N = K·F·F neighbour features, D their size.
+Letters in names: B pictures, K neighbours, C H W, L text tokens, N = K·F·F neighbour features, D their size, A heads,
+E = D / A.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -61,20 +62,21 @@ class NeighborFeatures:
     """What DStack makes of the neighbours; it depends on neither t nor the picture, so sampling computes it once.
 
     Attributes:
-        features_BND: (B, K·F·F, d).
+        keys_BANE, values_BANE: what they are attended to by, (B, A, K·F·F, E).
         mask_BN: bool; a picture without any neighbour is the dropped condition.
     """
 
-    features_BND: torch.Tensor
+    keys_BANE: torch.Tensor
+    values_BANE: torch.Tensor
     mask_BN: torch.Tensor
 
     def take(self, rows: torch.Tensor) -> "NeighborFeatures":
         """Those of some pictures."""
-        return NeighborFeatures(self.features_BND[rows], self.mask_BN[rows])
+        return NeighborFeatures(self.keys_BANE[rows], self.values_BANE[rows], self.mask_BN[rows])
 
     def kept(self, keep_B: torch.Tensor) -> "NeighborFeatures":
         """Dropped where `keep_B` is False."""
-        return NeighborFeatures(self.features_BND, self.mask_BN & keep_B[:, None])
+        return NeighborFeatures(self.keys_BANE, self.values_BANE, self.mask_BN & keep_B[:, None])
 
 
 class NeighborAttention(nn.Module):
@@ -87,14 +89,18 @@ class NeighborAttention(nn.Module):
         self.to_q, self.to_kv = nn.Linear(width, width, bias=False), nn.Linear(width, 2 * width, bias=False)
         self.to_out = nn.Linear(width, width)
 
+    def keys_and_values(self, features_BND: torch.Tensor, mask_BN: torch.Tensor) -> NeighborFeatures:
+        """Features of the neighbours (B, N, D), and which there are, as `forward` attends to them."""
+        keys, values = map(self._split, self.to_kv(self.norm_neighbors(features_BND)).chunk(2, dim=-1))
+        return NeighborFeatures(keys, values, mask_BN)
+
     def forward(self, f_BDHW: torch.Tensor, neighbors: NeighborFeatures) -> torch.Tensor:
         """(B, D, F, F) → (B, D, F, F); a picture without neighbours keeps its features."""
         places_BPD = f_BDHW.flatten(2).transpose(1, 2)
         q = self._split(self.to_q(self.norm(places_BPD)))
-        k, v = map(self._split, self.to_kv(self.norm_neighbors(neighbors.features_BND)).chunk(2, dim=-1))
         some_B = neighbors.mask_BN.any(dim=1)
         mask_B11N = (neighbors.mask_BN | ~some_B[:, None])[:, None, None]
-        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_B11N)
+        found = F.scaled_dot_product_attention(q, neighbors.keys_BANE, neighbors.values_BANE, attn_mask=mask_B11N)
         out_BPD = self.to_out(found.transpose(1, 2).flatten(2)) * some_B[:, None, None].to(f_BDHW.dtype)
         return f_BDHW + out_BPD.transpose(1, 2).reshape(f_BDHW.shape)
 
@@ -129,8 +135,7 @@ class ReImagenUNet(nn.Module):
         """
         if isinstance(neighbors, Neighbors):
             neighbors = self.encode_neighbors(neighbors)
-        f_BDHW, state = self._dstack(self._input(x_BCHW, low_res), t_B, text, low_res)
-        return self._ustack(self.neighbor_attention(f_BDHW, neighbors), state)
+        return self.ustack(self.dstack_with_text(self.dstack_before_text(x_BCHW, t_B, low_res), text), neighbors)
 
     def encode_neighbors(self, neighbors: Neighbors) -> NeighborFeatures:
         """f_θ(c_n, 0) of every pair."""
@@ -139,10 +144,44 @@ class ReImagenUNet(nn.Module):
         if self.config.low_size is not None:
             low_res = LowRes(shrink(pixels, self.config.low_size), pixels.new_zeros(len(pixels), dtype=torch.float32))
         zeros = torch.zeros(len(pixels), device=pixels.device)
-        f_MDHW, _ = self._dstack(self._input(pixels, low_res), zeros, neighbors.text.flat(), low_res)
+        f_MDHW = self.dstack_with_text(self.dstack_before_text(pixels, zeros, low_res), neighbors.text.flat()).f_BDHW
         count, places = neighbors.mask_BK.shape[1], f_MDHW.shape[2] * f_MDHW.shape[3]
         features = f_MDHW.flatten(2).transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
-        return NeighborFeatures(features, neighbors.mask_BK.repeat_interleave(places, dim=1))
+        return self.neighbor_attention.keys_and_values(features, neighbors.mask_BK.repeat_interleave(places, dim=1))
+
+    def dstack_before_text(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, low_res: "LowRes | None") -> "DState":
+        """DStack down to the first level that attends to the text: the same for all passes of a guided step."""
+        unet: Any = self.unet
+        x_BCHW = self._input(x_BCHW, low_res).to(self.dtype)
+        time_BD = unet.time_embedding(unet.get_time_embed(x_BCHW, t_B * TIME_SCALE))
+        if low_res is not None:
+            time_BD = time_BD + unet.get_class_embed(x_BCHW, low_res.noise_B * TIME_SCALE)
+        f_BDHW = unet.conv_in(x_BCHW)
+        return self._down(DState(f_BDHW, (f_BDHW,), time_BD, {}), slice(0, self._levels_before_text))
+
+    def dstack_with_text(self, state: "DState", text: Text) -> "DState":
+        """The rest of DStack: the same for all passes that keep the text."""
+        unet: Any = self.unet
+        there_BL = text.mask
+        tokens = unet.encoder_hid_proj((text.tokens * there_BL[..., None]).to(self.dtype)) * there_BL[..., None]
+        # A text of no token is attended to as zeros.
+        open_BL = there_BL | ~there_BL.any(dim=1, keepdim=True)
+        bias_B1L = (~open_BL).to(self.dtype)[:, None] * _MASKED
+        about_text = {"encoder_hidden_states": tokens, "encoder_attention_mask": bias_B1L}
+        state = self._down(replace(state, about_text=about_text), slice(self._levels_before_text, None))
+        return replace(state, f_BDHW=unet.mid_block(state.f_BDHW, state.time_BD, **about_text))
+
+    def ustack(self, state: "DState", neighbors: NeighborFeatures) -> torch.Tensor:
+        """Attention to the neighbours, and UStack: what the stage predicts, (B, 3, S, S)."""
+        unet: Any = self.unet
+        f_BDHW, skips = self.neighbor_attention(state.f_BDHW, neighbors), state.skips
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            own = state.about_text if getattr(block, "has_cross_attention", False) else {}
+            f_BDHW = block(hidden_states=f_BDHW, temb=state.time_BD, res_hidden_states_tuple=skips[-count:], **own)
+            skips = skips[:-count]
+        out: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(f_BDHW)))
+        return out
 
     def enable_gradient_checkpointing(self, checkpointing: Callable[..., Any] | None = None) -> None:
         """Blocks are computed again in the backward pass, instead of being kept."""
@@ -153,6 +192,11 @@ class ReImagenUNet(nn.Module):
         """Of the weights."""
         return next(self.parameters()).dtype
 
+    @property
+    def _levels_before_text(self) -> int:
+        attends = [edge in self.config.text_at for edge in self.config.edges]
+        return attends.index(True) if any(attends) else len(attends)
+
     def _input(self, x_BCHW: torch.Tensor, low_res: "LowRes | None") -> torch.Tensor:
         if self.config.low_size is None:
             return x_BCHW
@@ -160,38 +204,14 @@ class ReImagenUNet(nn.Module):
         grown = F.interpolate(low_res.pixels_BCHW, x_BCHW.shape[-2:], mode="bilinear", align_corners=False)
         return torch.cat([x_BCHW, grown.to(x_BCHW.dtype)], dim=1)
 
-    def _dstack(
-        self, x_BCHW: torch.Tensor, t_B: torch.Tensor, text: Text, low_res: "LowRes | None"
-    ) -> tuple[torch.Tensor, "_State"]:
-        unet: Any = self.unet
-        x_BCHW = x_BCHW.to(self.dtype)
-        time_BD = unet.time_embedding(unet.get_time_embed(x_BCHW, t_B * TIME_SCALE))
-        if low_res is not None:
-            time_BD = time_BD + unet.get_class_embed(x_BCHW, low_res.noise_B * TIME_SCALE)
-        there_BL = text.mask
-        tokens = unet.encoder_hid_proj((text.tokens * there_BL[..., None]).to(self.dtype)) * there_BL[..., None]
-        # A text of no token is attended to as zeros.
-        open_BL = there_BL | ~there_BL.any(dim=1, keepdim=True)
-        bias_B1L = (~open_BL).to(self.dtype)[:, None] * _MASKED
-        about_text = {"encoder_hidden_states": tokens, "encoder_attention_mask": bias_B1L}
-        f_BDHW = unet.conv_in(x_BCHW)
-        skips: tuple[torch.Tensor, ...] = (f_BDHW,)
-        for block in unet.down_blocks:
-            own = about_text if getattr(block, "has_cross_attention", False) else {}
-            f_BDHW, kept = block(hidden_states=f_BDHW, temb=time_BD, **own)
-            skips += kept
-        return unet.mid_block(f_BDHW, time_BD, **about_text), _State(skips, time_BD, about_text)
-
-    def _ustack(self, f_BDHW: torch.Tensor, state: "_State") -> torch.Tensor:
-        unet: Any = self.unet
-        skips = state.skips
-        for block in unet.up_blocks:
-            count = len(block.resnets)
+    def _down(self, state: "DState", levels: slice) -> "DState":
+        """The state after some levels of DStack."""
+        f_BDHW, skips = state.f_BDHW, state.skips
+        for block in cast(Any, self.unet).down_blocks[levels]:
             own = state.about_text if getattr(block, "has_cross_attention", False) else {}
-            f_BDHW = block(hidden_states=f_BDHW, temb=state.time_BD, res_hidden_states_tuple=skips[-count:], **own)
-            skips = skips[:-count]
-        out: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(f_BDHW)))
-        return out
+            f_BDHW, kept = block(hidden_states=f_BDHW, temb=state.time_BD, **own)
+            skips += kept
+        return replace(state, f_BDHW=f_BDHW, skips=skips)
 
 
 @dataclass(frozen=True)
@@ -207,12 +227,25 @@ class LowRes:
 
 
 @dataclass(frozen=True)
-class _State:
-    """What UStack takes over from DStack."""
+class DState:
+    """What DStack has made of noisy pictures so far.
 
+    Attributes:
+        f_BDHW: features of the last level.
+        skips: those of all levels, for UStack.
+        time_BD: embedding of t (and of the noise of c_x).
+        about_text: what levels that attend to the text are given; empty before it is read.
+    """
+
+    f_BDHW: torch.Tensor
     skips: tuple[torch.Tensor, ...]
     time_BD: torch.Tensor
     about_text: dict[str, torch.Tensor]
+
+    def take(self, rows: torch.Tensor) -> "DState":
+        """Those of some pictures."""
+        about_text = {name: value[rows] for name, value in self.about_text.items()}
+        return DState(self.f_BDHW[rows], tuple(own[rows] for own in self.skips), self.time_BD[rows], about_text)
 
 
 def build_unet(config: StageConfig) -> UNet2DConditionModel:

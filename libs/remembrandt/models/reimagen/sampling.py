@@ -6,13 +6,13 @@ Letters in names: B pictures, P passes of the network, K neighbours, C H W.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from remembrandt.diffusion.guidance import MixedGuidance, TextNeighborGuidance
+from remembrandt.diffusion.guidance import MixedGuidance, Passes, TextNeighborGuidance
 from remembrandt.diffusion.noise import LOW_RES_NOISE, seeded_normal
 from remembrandt.diffusion.samplers import SamplerConfig, sample
 from remembrandt.errors import ConfigError, CorruptionError
@@ -91,8 +91,9 @@ class StageSampler:
         return cls(network.to(device, dtype), facts)
 
     def compile(self, **options: Any) -> None:
-        """Compiles the network (torch.compile)."""
-        self.network = cast(ReImagenUNet, torch.compile(self.network, **options))
+        """Compiles the parts of the network that sampling calls (torch.compile)."""
+        for part in ("dstack_before_text", "dstack_with_text", "ustack"):
+            setattr(self.network, part, torch.compile(getattr(self.network, part), **options))
 
     @torch.inference_mode()
     def sample(
@@ -115,21 +116,19 @@ class StageSampler:
         features = self.network.encode_neighbors(neighbors)
         low_res = self._low_res(batch, device)
 
-        def passes(
-            x_PCHW: torch.Tensor, t_P: torch.Tensor, rows_P: torch.Tensor, keep_text_P: torch.Tensor,
-            keep_neighbors_P: torch.Tensor,
-        ) -> torch.Tensor:  # fmt: skip
+        def predict(x_BCHW: torch.Tensor, t_B: torch.Tensor, rows_B: torch.Tensor, passes: Passes) -> torch.Tensor:
+            seen = self.network.dstack_before_text(x_BCHW, t_B, None if low_res is None else low_res.take(rows_B))
+            # Passes of a picture that keep the text, or that drop it, are one until they attend to the neighbours.
+            reads_U, read_P = torch.unique(passes.place_P * 2 + passes.keep_text_P, return_inverse=True)
+            place_U, keep_text_U = reads_U // 2, reads_U % 2 == 1
+            read = self.network.dstack_with_text(seen.take(place_U), text.take(rows_B[place_U]).kept(keep_text_U))
+            rows_P = rows_B[passes.place_P]
             own = features.take(rows_P) if reuse_neighbors else self._encode(neighbors, rows_P)
-            said = self.network(
-                x_PCHW,
-                t_P,
-                text.take(rows_P).kept(keep_text_P),
-                own.kept(keep_neighbors_P),
-                None if low_res is None else low_res.take(rows_P),
-            )
-            return self.config.schedule.noise_of(x_PCHW, said.float(), t_P, self.config.prediction)
+            said = self.network.ustack(read.take(read_P), own.kept(passes.keep_neighbors_P)).float()
+            x_PCHW, t_P = x_BCHW[passes.place_P], t_B[passes.place_P]
+            return self.config.schedule.noise_of(x_PCHW, said, t_P, self.config.prediction)
 
-        guidance = MixedGuidance([s.guidance for s in batch.settings_B], batch.seeds_B, passes)
+        guidance = MixedGuidance([s.guidance for s in batch.settings_B], batch.seeds_B, predict)
         edge = self.config.size if low_res is None else self.config.size * low_res.pixels_BCHW.shape[-1] // self._low
         drawn_BCHW = sample(
             guidance.predict,
