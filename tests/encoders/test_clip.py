@@ -61,6 +61,17 @@ def test_embeddings_are_raw(vit_folder: Path, pictures: list[Image.Image]) -> No
     assert np.abs(norms_B - 1).min() > 1e-3
 
 
+def test_a_cpu_encodes_an_image_that_somebody_searches_with_alone(
+    vit_folder: Path, pictures: list[Image.Image]
+) -> None:
+    encoder, passes = open_tiny(vit_folder), []
+    encoder.model.visual.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
+    asked_BD = encoder.encode_images(pictures[:2])
+    stored_BD = encoder.encode_pixels(np.stack([encoder.pixel_transform(picture) for picture in pictures[:2]]))
+    assert passes == [1, 1, 16]
+    np.testing.assert_allclose(asked_BD, stored_BD, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_stays_close_to_single(folder: Path, precision: str, pictures: list[Image.Image]) -> None:
     single_BD = open_tiny(folder).encode_images(pictures)
@@ -96,7 +107,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     encoder = open_tiny(vit_folder, batch_size=64)
     exhaust_memory_above(encoder, 8, error)
     np.testing.assert_allclose(encoder.encode_images(pictures), expected_BD, rtol=1e-5, atol=1e-6)
-    assert encoder.image_batches.size == 8
+    assert encoder.image_query_batches.size == 8
     assert "batches of 8" in capfd.readouterr().err
 
 

@@ -77,9 +77,10 @@ class ClipEncoder:
         self._dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
         self._normalise = PixelNormalisation(resolved.preprocess.mean, resolved.preprocess.std).to(device)
         self._tokenize = tokenizer_of(resolved)
-        image_rows, text_rows = auto_batch_sizes(device) if batch_size == "auto" else (int(batch_size),) * 2
+        image_rows, query_rows = auto_batch_sizes(device) if batch_size == "auto" else (int(batch_size),) * 2
         self.image_batches = FixedBatches(self._forward_pixels, image_rows, device)
-        self.text_batches = FixedBatches(self._forward_tokens, text_rows, device)
+        self.image_query_batches = FixedBatches(self._forward_pixels, query_rows, device)
+        self.text_batches = FixedBatches(self._forward_tokens, query_rows, device)
         self._trims = is_causal(model)
 
     @property
@@ -95,11 +96,21 @@ class ClipEncoder:
         return self._resolved.pixel_transform
 
     def encode_pixels(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """(B, H, W, 3) uint8 from `pixel_transform` → raw embeddings (B, D).
+        """The images of a database: (B, H, W, 3) uint8 from `pixel_transform` → raw embeddings (B, D).
 
         Raises:
             ServiceError: not even one image fits into memory.
         """
+        return self._encode_pixels(pixels_BHWC, self.image_batches)
+
+    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
+        """B images that somebody waits for → raw embeddings (B, D)."""
+        if not images:
+            return np.empty((0, self.dim), dtype=np.float32)
+        transform = self.pixel_transform
+        return self._encode_pixels(np.stack([transform(image) for image in images]), self.image_query_batches)
+
+    def _encode_pixels(self, pixels_BHWC: NDArray[np.uint8], batches: FixedBatches) -> NDArray[np.float32]:
         transform = self.pixel_transform
         expected = (transform.height, transform.width, 3)
         assert pixels_BHWC.dtype == np.uint8 and pixels_BHWC.shape[1:] == expected, (
@@ -107,14 +118,7 @@ class ClipEncoder:
         )
         # torch takes over neither read-only arrays (Arrow's) nor reversed ones.
         owned_BHWC = np.require(pixels_BHWC, requirements=["C", "W"])
-        return self.image_batches(torch.from_numpy(owned_BHWC), self.dim)
-
-    def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]:
-        """B images → raw embeddings (B, D)."""
-        if not images:
-            return np.empty((0, self.dim), dtype=np.float32)
-        transform = self.pixel_transform
-        return self.encode_pixels(np.stack([transform(image) for image in images]))
+        return batches(torch.from_numpy(owned_BHWC), self.dim)
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """B texts → raw embeddings (B, D); what exceeds the model's context is cut off."""

@@ -8,8 +8,8 @@ from remembrandt.encoders.config import Precision
 from remembrandt.errors import ConfigError
 
 # Measured with ViT-B/32 on an AVX-512 core: 40.5 images/s at 4 rows, 43.1 at 16, 42.6 at 64; a text of up to 16 tokens
-# takes 26 ms at 1 row, 47 at 4 (mini-CLIP: 1.6 and 4.6), and most texts are lone queries. So a CPU gets small batches;
-# a GPU needs large ones to be busy.
+# takes 26 ms at 1 row, 47 at 4 (mini-CLIP: 1.6 and 4.6), and most texts and images that somebody searches with come
+# alone. So a CPU gets small batches; a GPU needs large ones to be busy.
 _CPU_ROWS: Final = (16, 1)
 _GPU_ROWS: Final = (512, 512)
 
@@ -55,5 +55,5 @@ def cpu_multiplies_bf16() -> bool:
 
 
 def auto_batch_sizes(device: torch.device) -> tuple[int, int]:
-    """Rows of one forward pass for images and for texts."""
+    """Rows of one forward pass: for the images of a database, and for what is searched with."""
     return _CPU_ROWS if device.type == "cpu" else _GPU_ROWS
