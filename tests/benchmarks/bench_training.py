@@ -34,6 +34,8 @@ from remembrandt.distributed import connect
 from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.attention import attention_on
+from remembrandt.training.config import LoopConfig
+from remembrandt.training.engine import settle_precision
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
@@ -59,7 +61,7 @@ def main() -> None:
     waits = [wait for name in ("live", "live, 1M rows") for wait in turns[name].waits]
     kept = times["precomputed"]
     text = (
-        f"Medians of {arguments.steps} steps in turns (batch 64, bf16 autocast, 2 threads). Live over precomputed: "
+        f"Medians of {arguments.steps} steps in turns (batch 64, {settled()}, 2 threads). Live over precomputed: "
         f"**{ratio(times['live'], kept):.3f}**, from a million rows **{ratio(times['live, 1M rows'], kept):.3f}**; "
         f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**, over one "
         f"with attention in float32: **{ratio(times['plain, same attention'], kept):.3f}**. Median wait for live "
@@ -123,9 +125,16 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
     ):
         owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
         ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
+        precision = settled()
         plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
-        same = partial(plain, attention_on(torch.device("cpu"), configs["precomputed"].loop.precision))
+        same = partial(plain, attention_on(torch.device("cpu"), precision))
         return run_in_turns({"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours})
+
+
+def settled() -> str:
+    """The precision of all loops: what the small configuration's `auto` means here."""
+    loop = parse_config(LoopConfig, yaml.safe_load(CONFIG.read_text())["loop"], "bench")
+    return settle_precision(loop, torch.device("cpu"))
 
 
 def million_rows(uri: str, folder: Path) -> str:
@@ -163,6 +172,7 @@ class PlainLoop:
     def __init__(self, config: TrainRdmConfig, steps: int) -> None:
         self._objective, feed = RdmJob(config, None).build(torch.device("cpu"))
         self._size, self._steps = config.loop.batch_size, steps
+        self._half = settled() == "autocast"
         generator = torch.Generator().manual_seed(0)
         indices = torch.randperm(feed.num_examples, generator=generator)[: self._size * steps].numpy()
         batch = feed.retrieve(indices, feed.read(indices))
@@ -181,7 +191,7 @@ class PlainLoop:
             turn.take()
             part = slice(step * self._size, (step + 1) * self._size)
             noise, t = torch.randn(self._latents[part].shape), torch.randint(0, schedule.num_timesteps, (self._size,))
-            with torch.autocast("cpu", torch.bfloat16), attention:
+            with torch.autocast("cpu", torch.bfloat16, enabled=self._half), attention:
                 noisy = schedule.add_noise(self._latents[part], noise, t)
                 context = self._objective.context({name: own[part] for name, own in self._neighbors.items()})
                 predicted = run_unet(self._unet, noisy, t, context)

@@ -54,7 +54,8 @@ class LoopConfig(Config):
         workers: Ray Train workers; `gpu`: whether each gets one.
         zero_stage: what DeepSpeed spreads over the workers: 1 optimiser state, 2 gradients as well, 3 weights as well.
             `bf16` at stage 0 runs as stage 1 (see `sharding`).
-        precision: `bf16` keeps bf16 weights and fp32 masters; `autocast` computes in bf16 on fp32 weights.
+        precision: `bf16` keeps bf16 weights and fp32 masters; `autocast` computes in bf16 on fp32 weights; `auto` is
+            `autocast` where the hardware of every worker multiplies bf16, and fp32 elsewhere: there bf16 takes longer.
         threads: CPU threads of a worker without GPU; 0: its share of the node's cores.
         ema: decay of the averaged weights, which are what is sampled and saved.
         init_from: folder of a finished model to start from instead of fresh weights.
@@ -71,7 +72,7 @@ class LoopConfig(Config):
     workers: Positive = 1
     gpu: bool = False
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
-    precision: Literal["fp32", "bf16", "autocast"] = "bf16"
+    precision: Literal["auto", "fp32", "bf16", "autocast"] = "bf16"
     threads: Count = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999

@@ -11,14 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
+from remembrandt.encoders.hardware import choose_precision
 from remembrandt.errors import ConfigError
 from remembrandt.training.attention import attention_on
 from remembrandt.training.config import LoopConfig, OptimizerConfig, sharding
 from remembrandt.training.schedules import ema_decay
 
 _NEVER = 10**12
+
+
+def settle_precision(loop: LoopConfig, device: torch.device) -> str:
+    """What `auto` means to the workers of this run. Every worker must call it."""
+    if loop.precision != "auto":
+        return loop.precision
+    multiplies = torch.tensor(int(choose_precision("auto", device) == "bf16"), device=device)
+    if loop.workers > 1:
+        dist.all_reduce(multiplies, dist.ReduceOp.MIN)
+    return "autocast" if int(multiplies) else "fp32"
 
 
 class Engine:

@@ -27,7 +27,7 @@ from remembrandt.training.attention import checkpointing_on
 from remembrandt.training.checkpoints import Position, load_checkpoint, read_position, save_checkpoint, unchanging
 from remembrandt.training.config import LoopConfig
 from remembrandt.training.console import Console
-from remembrandt.training.engine import Average, Engine, averaged_copy
+from remembrandt.training.engine import Average, Engine, averaged_copy, settle_precision
 from remembrandt.training.feeding import Fed, Feed, Plan, feed_worker
 from remembrandt.training.job import TrainJob
 from remembrandt.training.order import Order
@@ -45,6 +45,7 @@ class Trainer:
 
     Attributes:
         report: takes a folder with this worker's part of a checkpoint, and the step.
+        loop: the loop's configuration, with the precision that `auto` means here.
     """
 
     job: TrainJob
@@ -54,12 +55,14 @@ class Trainer:
     rank: int
     report: Report
     step: int = 0
+    loop: LoopConfig = field(init=False)
     _held: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     _rates: list[float] = field(default_factory=list)
     _log_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        loop = self.loop
+        precision = settle_precision(self.job.loop, self.device)
+        self.loop = loop = self.job.loop.model_copy(update={"precision": precision})
         torch.manual_seed(loop.seed)
         module = self.objective.configure_model()
         if loop.init_from is not None:
@@ -70,11 +73,6 @@ class Trainer:
         self.critic = self._make_critic()
         self.average = Average(self.model, loop.ema)
         self.order = Order(self.feed.num_examples, loop.seed)
-
-    @property
-    def loop(self) -> LoopConfig:
-        """The loop's configuration."""
-        return self.job.loop
 
     @cached_property
     def store(self) -> Store:
@@ -256,7 +254,8 @@ class Trainer:
         """Writes the averaged weights as a finished model."""
         twin = self._averaged()
         if twin is not None:
-            facts = {"steps": self.step, "examples_seen": self.step * self.loop.batch_size}
+            examples = self.step * self.loop.batch_size
+            facts = {"steps": self.step, "examples_seen": examples, "precision": self.loop.precision}
             publish_model(self.job.output, lambda folder: self.objective.save(twin, folder), self.job.settings(), facts)
 
 
