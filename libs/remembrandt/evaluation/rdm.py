@@ -15,6 +15,7 @@ from PIL import Image
 from pydantic import Field
 
 from remembrandt.configuration import Config
+from remembrandt.data.decode import to_square
 from remembrandt.databases.database import Database
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import SourceError
@@ -138,13 +139,13 @@ class RdmProtocol:
         return report
 
     def sweep_top_m(self) -> dict[str, Any]:
-        """Unconditional samples for several m: Fréchet distance, precision and recall (P1 Fig. 13)."""
+        """Samples without text and guidance for several m: Fréchet distance, precision and recall (P1 Fig. 13a)."""
         real = self.features(self._drawings(None, self.config.unconditional))
         report: dict[str, Any] = {"pictures": self.config.unconditional, "real_pictures": len(real)}
         for m in self.config.top_m:
-            pictures = self._draw(
-                [self._unconditional(m, seed) for seed in range(self.config.unconditional)], f"m = {m}"
-            )
+            requests = [self._unconditional(m, seed) for seed in range(self.config.unconditional)]
+            unguided = [request.model_copy(update={"guidance_scale": 1.0}) for request in requests]
+            pictures = self._draw(unguided, f"m = {m}")
             report[f"{m:g}"] = self._quality(real, pictures)
         return report
 
@@ -212,10 +213,12 @@ class RdmProtocol:
         return str(next(row["caption"] for row in self.rows if row["entity"] == entity))
 
     def _drawings(self, styles: Sequence[str] | None, count: int = _PROBED) -> list[Image.Image]:
+        """Real pictures of the size that is drawn: features tell sharp ones from those that were enlarged."""
         ids = [row["id"] for row in self.rows if styles is None or row["style"] in styles]
         rng = np.random.default_rng(self.config.seed)
         chosen = rng.choice(ids, size=min(count, len(ids)), replace=False)
-        return [image for image in self.database.images(np.sort(chosen)) if image is not None]
+        images, edge = self.database.images(np.sort(chosen)), self.generator.sampler.size
+        return [to_square(image, edge) for image in images if image is not None]
 
     def _exemplars(self, ids: Sequence[int], seed: int) -> PictureRequest:
         return self._request("", self.ref, {"name": "exemplars", "ids": list(ids)}, seed)

@@ -107,6 +107,11 @@ class RdmSampler:
         codes = None if config.codes_size is None else FirstStage.load(root / "codes").to(device)
         return cls(unet, first_stage, config, facts, codes)
 
+    @property
+    def size(self) -> int:
+        """Edge of the pictures."""
+        return self.config.latent_size * self.first_stage.factor
+
     def compile(self, **options: Any) -> None:
         """Compiles the U-Net (torch.compile); the first picture of each batch size then takes longer."""
         self.unet = cast(UNet, torch.compile(self.unet, **options))
@@ -134,8 +139,7 @@ class RdmSampler:
             ConfigError: embeddings of another size than the model was trained with.
         """
         if not batch.seeds_B:
-            edge = self.config.latent_size * self.first_stage.factor
-            return torch.zeros(0, 3, edge, edge)
+            return torch.zeros(0, 3, self.size, self.size)
         context = self._context(batch)
         scale_B = torch.tensor([s.guidance_scale for s in batch.settings_B], device=self.device)
         guidance = ClassifierFree(context, scale_B) if context is not None else None
