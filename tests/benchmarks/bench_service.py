@@ -11,7 +11,6 @@ import http.client
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+import tests.support.ray_cluster  # noqa: F401 - sets Serve up as a cluster does, before it is imported
 from remembrandt.distributed import OWN_ARENAS
 from remembrandt.generation import DatabaseRef, Generator, PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler
@@ -88,10 +88,7 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
         "telemetry": {"log_format": "text"},
     }
     os.environ.setdefault("PYTHONPATH", str(Path.cwd()))
-    os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
-    os.environ.setdefault("RAY_SERVE_HAPROXY_BINARY_PATH", str(Path(sys.executable).parent / "remembrandt-haproxy"))
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    from ray import serve  # which reads them when it is imported
+    from ray import serve
 
     from services.app import build
 
