@@ -24,6 +24,7 @@ from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import build_unet
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings, save_rdm
 from tests.benchmarks.report import table, write_report
+from tests.benchmarks.turns import ratio
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 BATCH, STEPS, SCALE, ROUNDS = 16, 25, 2.0, 5
@@ -39,7 +40,7 @@ def main() -> None:
         rows = [row for dtype in (torch.float32, torch.bfloat16) for row in measure(folder, dtype)]
     text = (
         f"{BATCH} pictures of 64 pixels, DDIM with η = 1, {STEPS} steps, guidance {SCALE}, two threads; medians of "
-        f"{ROUNDS} alternating rounds. The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
+        f"{ROUNDS} alternating rounds, ratios pair by pair. The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
         "the same steps; every tenant's pictures are what they would be alone."
     )
     path = write_report("sampling", "Sampling", "make bench", ("torch", "diffusers"), [table(rows), text])
@@ -84,7 +85,7 @@ def measure(folder: str, dtype: torch.dtype) -> list[dict[str, str]]:
             "precision": str(dtype).removeprefix("torch."),
             "way": name,
             "pictures/s": f"{rate:.2f}",
-            "ratio": f"{rate / rates[base[name]]:.2f} × {base[name]}" if name in base else "",
+            "ratio": f"{ratio(seconds[base[name]], seconds[name]):.2f} × {base[name]}" if name in base else "",
         }
         for name, rate in rates.items()
     ]
