@@ -40,7 +40,8 @@ def main() -> None:
         rows = [row for dtype in (torch.float32, torch.bfloat16) for row in measure(folder, dtype)]
     text = (
         f"{BATCH} pictures of 64 pixels, DDIM with η = 1, {STEPS} steps, guidance {SCALE}, two threads; medians of "
-        f"{ROUNDS} alternating rounds, ratios pair by pair. The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
+        f"{ROUNDS} alternating rounds, ratios pair by pair. "
+        "The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
         "the same steps; every tenant's pictures are what they would be alone."
     )
     path = write_report("sampling", "Sampling", "make bench", ("torch", "diffusers"), [table(rows), text])
