@@ -50,11 +50,8 @@ def main() -> None:
     # As P2 has it, neighbours are of a stage's own size; ours gives them to the upper stage at half of it.
     stages += [own.model_copy(update={"neighbor_size": None}) for own in stages if own.neighbor_edge < own.size]
     measured = [reuse(own) for own in stages]
-    cascade = Reuse(
-        once=sum(own.once for own in measured[: len(values["stages"])]),
-        anew=sum(own.anew for own in measured[: len(values["stages"])]),
-        apart=max(own.apart for own in measured),
-    )
+    shipped = measured[: len(values["stages"])]
+    cascade = Reuse(sum(o.once for o in shipped), sum(o.anew for o in shipped), max(o.apart for o in shipped))
     lines = [own.row(str(config.size), str(config.neighbor_edge)) for config, own in zip(stages, measured, strict=True)]
     lines.append(cascade.row("both, as shipped", ""))
     text = (

@@ -125,9 +125,8 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
     ):
         owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
         ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
-        precision = settled()
         plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
-        same = partial(plain, attention_on(torch.device("cpu"), precision))
+        same = partial(plain, attention_on(torch.device("cpu"), settled()))
         return run_in_turns({"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours})
 
 
