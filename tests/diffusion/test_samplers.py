@@ -89,9 +89,9 @@ def test_more_steps_than_timesteps_are_refused() -> None:
 def test_guidance_moves_away_from_the_unconditional_prediction() -> None:
     passes: list[int] = []
 
-    def network(x: torch.Tensor, t: torch.Tensor, context: Context) -> torch.Tensor:
-        passes.append(len(x))
-        return x + context.tokens_BLD.sum(dim=(1, 2))[:, None, None, None]
+    def network(x: torch.Tensor, t: torch.Tensor, place: torch.Tensor, context: Context) -> torch.Tensor:
+        passes.append(len(place))
+        return x[place] + context.tokens_BLD.sum(dim=(1, 2))[:, None, None, None]
 
     context = Context(torch.ones(3, 2, 4))
     guidance = ClassifierFree(context, torch.tensor([1.0, 2.0, 0.0]))

@@ -13,7 +13,7 @@ from remembrandt.diffusion.guidance import Context
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import ConfigError, CorruptionError
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import build_unet, context_of_codes, num_parameters, run_unet
+from remembrandt.models.rdm.model import SharedPasses, build_unet, context_of_codes, num_parameters, run_unet
 from remembrandt.models.rdm.objective import RdmObjective
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
 from tests.support.models import TINY_RDM, save_tiny_rdm, tiny_first_stage
@@ -61,6 +61,28 @@ def test_one_batch_mixes_settings_and_numbers_of_neighbours(folder: Path) -> Non
     for place, count in ((0, 4), (1, 1), (2, 2)):
         own = SampleBatch(Context(tokens[place : place + 1, :count]), (7 + place,), settings[place : place + 1])
         assert torch.allclose(sampler.sample(own)[0], together[place], atol=1e-4)
+
+
+@pytest.mark.parametrize("attention_at", [(8, 4), (4,)])
+def test_passes_that_share_the_first_levels_are_as_if_each_were_alone(attention_at: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    unet = build_unet(TINY_RDM.model_copy(update={"attention_at": attention_at})).eval()
+    x, t, place = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.tensor([0, 1, 1, 0])
+    mask = torch.tensor([[True, True, False], [True] * 3, [True, False, False], [True] * 3])
+    context = Context(torch.randn(4, 3, TINY_RDM.context_dim), mask)
+    with torch.no_grad():
+        shared = SharedPasses(unet)(x, t, place, context)
+        for number, picture in enumerate(place.tolist()):
+            one = torch.tensor([picture])
+            alone = run_unet(unet, x[one], t[one], context.take(torch.tensor([number])))
+            assert torch.allclose(shared[number], alone[0], atol=1e-5)
+
+
+def test_a_compiled_network_draws_the_same(folder: Path) -> None:
+    asked = SampleBatch.uniform(Context(torch.randn(2, 2, 32)), [1, 2], FAST)
+    compiled = RdmSampler.load(folder)
+    compiled.compile(backend="eager")
+    assert torch.allclose(compiled.sample(asked), RdmSampler.load(folder).sample(asked), atol=1e-5)
 
 
 def test_neighbours_and_seeds_change_the_picture(folder: Path) -> None:

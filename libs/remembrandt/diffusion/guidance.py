@@ -1,6 +1,7 @@
 """Guidance: how several predictions of the network become one. Knows neither sampler nor network.
 
-Letters in names: B pictures, G guided pictures among them, C H W, L context tokens, D their size.
+Letters in names: B pictures, G guided pictures among them, P passes of the network, C H W, L context tokens, D their
+size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +32,8 @@ class Context:
         return Context(self.tokens_BLD[rows], None if self.mask_BL is None else self.mask_BL[rows])
 
 
-Network = Callable[[torch.Tensor, torch.Tensor, Context], torch.Tensor]
-"""(x_BCHW, timesteps_B, context) → ε (B, C, H, W)."""
+Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Context], torch.Tensor]
+"""(x_BCHW, timesteps_B, place_P, context) → ε (P, C, H, W) of P passes; `place_P`: which of the pictures each sees."""
 
 
 class Guidance(Protocol):
@@ -48,7 +49,7 @@ class Guidance(Protocol):
 class ClassifierFree:
     """ε̂ = ε(∅) + s · (ε(c) - ε(∅)), where ∅ is a context of zeros, never trained on (P1 §3.2.1, App. G.1).
 
-    Pictures of s = 1 need no second pass; those of s ≠ 1 have both in one batch.
+    Pictures of s = 1 need no second pass; those of s ≠ 1 have both in one call of the network.
 
     Attributes:
         context: of all pictures of the request.
@@ -63,17 +64,13 @@ class ClassifierFree:
     ) -> torch.Tensor:
         """As the protocol says."""
         own, scale_B = self.context.take(rows), self.scale_B[rows]
-        guided = scale_B != 1
+        guided, place_B = scale_B != 1, torch.arange(len(x_BCHW), device=x_BCHW.device)
         if not bool(guided.any()):
-            return network(x_BCHW, timesteps_B, own)
+            return network(x_BCHW, timesteps_B, place_B, own)
         null = own.take(guided)
         tokens = torch.cat([own.tokens_BLD, torch.zeros_like(null.tokens_BLD)])
         mask = None if own.mask_BL is None or null.mask_BL is None else torch.cat([own.mask_BL, null.mask_BL])
-        both = network(
-            torch.cat([x_BCHW, x_BCHW[guided]]),
-            torch.cat([timesteps_B, timesteps_B[guided]]),
-            Context(tokens, mask),
-        )
+        both = network(x_BCHW, timesteps_B, torch.cat([place_B, place_B[guided]]), Context(tokens, mask))
         noise_BCHW, null_GCHW = both[: len(x_BCHW)], both[len(x_BCHW) :]
         scale_G111 = scale_B[guided].view(-1, *[1] * (x_BCHW.ndim - 1)).to(both.dtype)
         mixed_BCHW = noise_BCHW.clone()

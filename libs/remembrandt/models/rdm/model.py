@@ -1,6 +1,6 @@
 """The U-Net of RDM, made of diffusers' blocks, so that diffusers loads what we save.
 
-Letters in names: B pictures, C H W latent, L context tokens, D their size.
+Letters in names: B pictures, P passes over them, C H W latent, L context tokens, D their size.
 """
 
 import math
@@ -12,10 +12,12 @@ from torch import nn
 
 from remembrandt.diffusion.guidance import Context
 from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.unet_parts import UNetState, ascend, descend, enter, levels_before_attention, turn
 
 UNet = nn.Module
 """A `UNet2DConditionModel`, or a `UNet2DModel` for the baseline."""
 
+_MASKED = -10_000.0
 _DOWN = {"cross": "CrossAttnDownBlock2D", "none": "AttnDownBlock2D"}
 _UP = {"cross": "CrossAttnUpBlock2D", "none": "AttnUpBlock2D"}
 _RESIDUAL_RESAMPLING = {
@@ -73,6 +75,43 @@ def run_unet(unet: nn.Module, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, c
             return_dict=False,
         )[0],
     )
+
+
+class SharedPasses:
+    """A U-Net that attends to neighbours, with passes that share what comes before its first attention.
+
+    Guidance has two passes over each picture, which differ in their context alone (P1 §3.2.1).
+    """
+
+    def __init__(self, unet: nn.Module) -> None:
+        self._unet, self._dtype = unet, next(unet.parameters()).dtype
+        self._levels = levels_before_attention(unet)
+        self._before, self._after = self._before_context, self._with_context
+
+    def compile(self, **options: Any) -> None:
+        """Compiles both parts (torch.compile)."""
+        self._before = torch.compile(self._before, **options)
+        self._after = torch.compile(self._after, **options)
+
+    def __call__(
+        self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, place_P: torch.Tensor, context: Context
+    ) -> torch.Tensor:
+        """What the network predicts in each pass, (P, C, H, W): `place_P` is the picture that it sees."""
+        return self._after(self._before(x_BCHW, timesteps_B).take(place_P), context)
+
+    def _before_context(self, x_BCHW: torch.Tensor, timesteps_B: torch.Tensor) -> UNetState:
+        unet: Any = self._unet
+        x_BCHW = x_BCHW.to(self._dtype)
+        state = enter(unet, x_BCHW, unet.time_embedding(unet.get_time_embed(x_BCHW, timesteps_B)))
+        return descend(unet, state, slice(0, self._levels))
+
+    def _with_context(self, state: UNetState, context: Context) -> torch.Tensor:
+        unet: Any = self._unet
+        attended = {"encoder_hidden_states": context.tokens_BLD.to(self._dtype)}
+        if context.mask_BL is not None:
+            attended["encoder_attention_mask"] = (~context.mask_BL).to(self._dtype)[:, None] * _MASKED
+        state = descend(unet, state.attending(**attended), slice(self._levels, None))
+        return ascend(unet, turn(unet, state))
 
 
 def num_parameters(module: nn.Module) -> int:

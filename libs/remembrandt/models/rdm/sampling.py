@@ -1,6 +1,6 @@
 """Drawing pictures with RDM: conditioning tensors in, pictures out. It knows no database and no tenant.
 
-Letters in names: B pictures, C H W, K neighbours, L context tokens, D their size.
+Letters in names: B pictures, P passes over them, C H W, K neighbours, L context tokens, D their size.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ from remembrandt.models.folders import (
     write_json,
 )
 from remembrandt.models.rdm.config import RdmConfig
-from remembrandt.models.rdm.model import UNet, run_unet
+from remembrandt.models.rdm.model import SharedPasses, UNet, run_unet
 
 _DECODED_AT_ONCE = 64
 
@@ -89,6 +89,7 @@ class RdmSampler:
     ) -> None:
         self.unet, self.first_stage, self.config, self.facts, self.codes = unet, first_stage, config, facts, codes
         self.schedule = config.schedule.build()
+        self._passes = None if config.condition == "none" else SharedPasses(unet)
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
@@ -114,7 +115,10 @@ class RdmSampler:
 
     def compile(self, **options: Any) -> None:
         """Compiles the U-Net (torch.compile); the first picture of each batch size then takes longer."""
-        self.unet = cast(UNet, torch.compile(self.unet, **options))
+        if self._passes is not None:
+            self._passes.compile(**options)
+        else:
+            self.unet = cast(UNet, torch.compile(self.unet, **options))
 
     @property
     def device(self) -> torch.device:
@@ -144,13 +148,19 @@ class RdmSampler:
         scale_B = torch.tensor([s.guidance_scale for s in batch.settings_B], device=self.device)
         guidance = ClassifierFree(context, scale_B) if context is not None else None
 
-        def network(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, own: Context | None) -> torch.Tensor:
-            said_BCHW = run_unet(self.unet, x_BCHW, timesteps_B, own).float()
-            return self.schedule.noise_of(x_BCHW, said_BCHW, timesteps_B, self.config.prediction)
+        def noise_of(x_PCHW: torch.Tensor, timesteps_P: torch.Tensor, said_PCHW: torch.Tensor) -> torch.Tensor:
+            return self.schedule.noise_of(x_PCHW, said_PCHW.float(), timesteps_P, self.config.prediction)
+
+        def network(
+            x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, place_P: torch.Tensor, own: Context
+        ) -> torch.Tensor:
+            assert self._passes is not None
+            said_PCHW = self._passes(x_BCHW, timesteps_B, place_P, own)
+            return noise_of(x_BCHW[place_P], timesteps_B[place_P], said_PCHW)
 
         def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
             if guidance is None:
-                return network(x_BCHW, timesteps_B, None)
+                return noise_of(x_BCHW, timesteps_B, run_unet(self.unet, x_BCHW, timesteps_B, None))
             return guidance.predict(network, x_BCHW, timesteps_B, rows)
 
         def after_step(done: int, total: int, clean_BCHW: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ E = D / A.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from remembrandt.models.reimagen.config import StageConfig
+from remembrandt.models.unet_parts import UNetState, ascend, descend, enter, levels_before_attention, turn
 
 TIME_SCALE = 1000.0
 """Continuous t in [0, 1] is embedded as a timestep of a thousand."""
@@ -144,22 +145,21 @@ class ReImagenUNet(nn.Module):
         if self.config.low_size is not None:
             low_res = LowRes(shrink(pixels, self.config.low_size), pixels.new_zeros(len(pixels), dtype=torch.float32))
         zeros = torch.zeros(len(pixels), device=pixels.device)
-        f_MDHW = self.dstack_with_text(self.dstack_before_text(pixels, zeros, low_res), neighbors.text.flat()).f_BDHW
+        f_MDHW = self.dstack_with_text(self.dstack_before_text(pixels, zeros, low_res), neighbors.text.flat()).f_BCHW
         count, places = neighbors.mask_BK.shape[1], f_MDHW.shape[2] * f_MDHW.shape[3]
         features = f_MDHW.flatten(2).transpose(1, 2).unflatten(0, (-1, count)).flatten(1, 2)
         return self.neighbor_attention.keys_and_values(features, neighbors.mask_BK.repeat_interleave(places, dim=1))
 
-    def dstack_before_text(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, low_res: "LowRes | None") -> "DState":
+    def dstack_before_text(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, low_res: "LowRes | None") -> UNetState:
         """DStack down to the first level that attends to the text: the same for all passes of a guided step."""
         unet: Any = self.unet
         x_BCHW = self._input(x_BCHW, low_res).to(self.dtype)
         time_BD = unet.time_embedding(unet.get_time_embed(x_BCHW, t_B * TIME_SCALE))
         if low_res is not None:
             time_BD = time_BD + unet.get_class_embed(x_BCHW, low_res.noise_B * TIME_SCALE)
-        f_BDHW = unet.conv_in(x_BCHW)
-        return self._down(DState(f_BDHW, (f_BDHW,), time_BD, {}), slice(0, self._levels_before_text))
+        return descend(unet, enter(unet, x_BCHW, time_BD), slice(0, levels_before_attention(unet)))
 
-    def dstack_with_text(self, state: "DState", text: Text) -> "DState":
+    def dstack_with_text(self, state: UNetState, text: Text) -> UNetState:
         """The rest of DStack: the same for all passes that keep the text."""
         unet: Any = self.unet
         there_BL = text.mask
@@ -167,21 +167,12 @@ class ReImagenUNet(nn.Module):
         # A text of no token is attended to as zeros.
         open_BL = there_BL | ~there_BL.any(dim=1, keepdim=True)
         bias_B1L = (~open_BL).to(self.dtype)[:, None] * _MASKED
-        about_text = {"encoder_hidden_states": tokens, "encoder_attention_mask": bias_B1L}
-        state = self._down(replace(state, about_text=about_text), slice(self._levels_before_text, None))
-        return replace(state, f_BDHW=unet.mid_block(state.f_BDHW, state.time_BD, **about_text))
+        state = state.attending(encoder_hidden_states=tokens, encoder_attention_mask=bias_B1L)
+        return turn(unet, descend(unet, state, slice(levels_before_attention(unet), None)))
 
-    def ustack(self, state: "DState", neighbors: NeighborFeatures) -> torch.Tensor:
+    def ustack(self, state: UNetState, neighbors: NeighborFeatures) -> torch.Tensor:
         """Attention to the neighbours, and UStack: what the stage predicts, (B, 3, S, S)."""
-        unet: Any = self.unet
-        f_BDHW, skips = self.neighbor_attention(state.f_BDHW, neighbors), state.skips
-        for block in unet.up_blocks:
-            count = len(block.resnets)
-            own = state.about_text if getattr(block, "has_cross_attention", False) else {}
-            f_BDHW = block(hidden_states=f_BDHW, temb=state.time_BD, res_hidden_states_tuple=skips[-count:], **own)
-            skips = skips[:-count]
-        out: torch.Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(f_BDHW)))
-        return out
+        return ascend(self.unet, replace(state, f_BCHW=self.neighbor_attention(state.f_BCHW, neighbors)))
 
     def enable_gradient_checkpointing(self, checkpointing: Callable[..., Any] | None = None) -> None:
         """Blocks are computed again in the backward pass, instead of being kept."""
@@ -192,26 +183,12 @@ class ReImagenUNet(nn.Module):
         """Of the weights."""
         return next(self.parameters()).dtype
 
-    @property
-    def _levels_before_text(self) -> int:
-        attends = [edge in self.config.text_at for edge in self.config.edges]
-        return attends.index(True) if any(attends) else len(attends)
-
     def _input(self, x_BCHW: torch.Tensor, low_res: "LowRes | None") -> torch.Tensor:
         if self.config.low_size is None:
             return x_BCHW
         assert low_res is not None, "a super-resolution stage is conditioned on a picture of the stage before"
         grown = F.interpolate(low_res.pixels_BCHW, x_BCHW.shape[-2:], mode="bilinear", align_corners=False)
         return torch.cat([x_BCHW, grown.to(x_BCHW.dtype)], dim=1)
-
-    def _down(self, state: "DState", levels: slice) -> "DState":
-        """The state after some levels of DStack."""
-        f_BDHW, skips = state.f_BDHW, state.skips
-        for block in cast(Any, self.unet).down_blocks[levels]:
-            own = state.about_text if getattr(block, "has_cross_attention", False) else {}
-            f_BDHW, kept = block(hidden_states=f_BDHW, temb=state.time_BD, **own)
-            skips += kept
-        return replace(state, f_BDHW=f_BDHW, skips=skips)
 
 
 @dataclass(frozen=True)
@@ -224,28 +201,6 @@ class LowRes:
     def take(self, rows: torch.Tensor) -> "LowRes":
         """Those of some pictures."""
         return LowRes(self.pixels_BCHW[rows], self.noise_B[rows])
-
-
-@dataclass(frozen=True)
-class DState:
-    """What DStack has made of noisy pictures so far.
-
-    Attributes:
-        f_BDHW: features of the last level.
-        skips: those of all levels, for UStack.
-        time_BD: embedding of t (and of the noise of c_x).
-        about_text: what levels that attend to the text are given; empty before it is read.
-    """
-
-    f_BDHW: torch.Tensor
-    skips: tuple[torch.Tensor, ...]
-    time_BD: torch.Tensor
-    about_text: dict[str, torch.Tensor]
-
-    def take(self, rows: torch.Tensor) -> "DState":
-        """Those of some pictures."""
-        about_text = {name: value[rows] for name, value in self.about_text.items()}
-        return DState(self.f_BDHW[rows], tuple(own[rows] for own in self.skips), self.time_BD[rows], about_text)
 
 
 def build_unet(config: StageConfig) -> UNet2DConditionModel:
