@@ -12,12 +12,6 @@ from tenacity import retry, retry_if_exception, stop_after_attempt
 
 from remembrandt.errors import RemembrandtError, ServiceError
 
-OWN_ARENAS = {"MALLOC_ARENA_MAX": "1024"}
-"""Environment of a process that computes with several threads beside many others.
-
-glibc gives the first eight threads a core an arena each to allocate from, and lets later ones share. Where two threads
-of one parallel region share one, they wait for each other at every allocation, and a step takes 1.6 times as long.
-"""
 _IN_FLIGHT_PER_CPU = 2
 _LATE = "timed out during startup"
 

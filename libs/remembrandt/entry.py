@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.configuration import ConfigT, load_config
 from remembrandt.distributed import plain_error
 from remembrandt.errors import RemembrandtError
@@ -39,6 +40,7 @@ def run_job(
     if add_arguments is not None:
         add_arguments(parser)
     arguments = parser.parse_intermixed_args()
+    keep_freed_memory()
     with one_line_errors():
         chosen = cls if isinstance(cls, type) else cls(arguments)
         result = main(load_config(chosen, arguments.config, arguments.overrides), arguments)

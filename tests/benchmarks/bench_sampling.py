@@ -6,16 +6,21 @@ Without --model a U-Net of the small configuration with random weights is used: 
 """
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import yaml
 from diffusers import DDIMScheduler
 
+from remembrandt.allocation import OWN_ARENAS, keep_freed_memory
 from remembrandt.diffusion.guidance import Context
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.models.first_stage.config import FirstStageConfig
@@ -28,19 +33,20 @@ from tests.benchmarks.turns import ratio
 
 CONFIGS = Path(__file__).parents[2] / "jobs" / "configs"
 BATCH, STEPS, SCALE, ROUNDS = 16, 25, 2.0, 5
+_ways: dict[str, Callable[[], object]] = {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model")
     arguments = parser.parse_args()
-    torch.set_num_threads(2)
     with tempfile.TemporaryDirectory() as scratch:
         folder = arguments.model or str(random_model(Path(scratch)))
         rows = [row for dtype in (torch.float32, torch.bfloat16) for row in measure(folder, dtype)]
     text = (
         f"{BATCH} pictures of 64 pixels, DDIM with η = 1, {STEPS} steps, guidance {SCALE}, two threads; medians of "
-        f"{ROUNDS} alternating rounds, ratios pair by pair. "
+        f"{ROUNDS} alternating rounds, ratios pair by pair. Ours run in a process that is set up as a sampler's "
+        "replica is (it keeps freed memory), the diffusers loop in a plain one. "
         "The mixed batch has tenants with 1 to 4 neighbours, two guidance scales, and "
         "the same steps; every tenant's pictures are what they would be alone."
     )
@@ -59,28 +65,16 @@ def random_model(folder: Path) -> Path:
 
 
 def measure(folder: str, dtype: torch.dtype) -> list[dict[str, str]]:
-    """Pictures a second of the three ways, in one precision."""
-    sampler = RdmSampler.load(folder, dtype=dtype)
-    tokens = torch.randn(BATCH, 4, sampler.config.context_dim, generator=torch.Generator().manual_seed(1))
-    settings = SampleSettings(SCALE, SamplerConfig(num_inference_steps=STEPS, eta=1.0))
-    one = SampleBatch.uniform(Context(tokens), range(BATCH), settings)
-    mask = torch.arange(4) <= (torch.arange(BATCH) % 4)[:, None]
-    other = SampleSettings(4.0, settings.sampler)
-    many = SampleBatch(Context(tokens, mask), tuple(range(BATCH)), (settings, other) * (BATCH // 2))
-    ways: dict[str, Callable[[], object]] = {
-        "diffusers loop": lambda: diffusers_loop(sampler, tokens.to(dtype)),
-        "ours, one tenant": lambda: sampler.sample(one),
-        "ours, mixed tenants": lambda: sampler.sample(many),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(ROUNDS + 1):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            way()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    rates = {name: BATCH / statistics.median(times) for name, times in seconds.items()}
+    """Pictures a second of the three ways, in one precision; a process for the peer and one for ours, in turns."""
     base = {"ours, one tenant": "diffusers loop", "ours, mixed tenants": "ours, one tenant"}
+    seconds: dict[str, list[float]] = {name: [] for name in ("diffusers loop", *base)}
+    with started(folder, dtype, {}) as peer, started(folder, dtype, OWN_ARENAS) as ours:
+        for number in range(ROUNDS + 1):
+            for name in seconds:
+                took = (peer if name not in base else ours).submit(draw, name).result()
+                if number:
+                    seconds[name].append(took)
+    rates = {name: BATCH / statistics.median(times) for name, times in seconds.items()}
     return [
         {
             "precision": str(dtype).removeprefix("torch."),
@@ -90,6 +84,42 @@ def measure(folder: str, dtype: torch.dtype) -> list[dict[str, str]]:
         }
         for name, rate in rates.items()
     ]
+
+
+def started(folder: str, dtype: torch.dtype, environment: dict[str, str]) -> ProcessPoolExecutor:
+    """A process with a loaded sampler: one with our environment as a sampler's replica has it, or a plain one."""
+    with patch.dict(os.environ, environment):
+        pool = ProcessPoolExecutor(1, get_context("spawn"), load, (folder, dtype, bool(environment)))
+        pool.submit(os.getpid).result()
+    return pool
+
+
+def load(folder: str, dtype: torch.dtype, as_replica: bool) -> None:
+    """What each way draws with, in its process."""
+    torch.set_num_threads(2)
+    if as_replica:
+        keep_freed_memory()
+    sampler = RdmSampler.load(folder, dtype=dtype)
+    tokens = torch.randn(BATCH, 4, sampler.config.context_dim, generator=torch.Generator().manual_seed(1))
+    settings = SampleSettings(SCALE, SamplerConfig(num_inference_steps=STEPS, eta=1.0))
+    one = SampleBatch.uniform(Context(tokens), range(BATCH), settings)
+    mask = torch.arange(4) <= (torch.arange(BATCH) % 4)[:, None]
+    other = SampleSettings(4.0, settings.sampler)
+    many = SampleBatch(Context(tokens, mask), tuple(range(BATCH)), (settings, other) * (BATCH // 2))
+    _ways.update(
+        {
+            "diffusers loop": lambda: diffusers_loop(sampler, tokens.to(dtype)),
+            "ours, one tenant": lambda: sampler.sample(one),
+            "ours, mixed tenants": lambda: sampler.sample(many),
+        }
+    )
+
+
+def draw(way: str) -> float:
+    """Seconds of a batch."""
+    start = time.perf_counter()
+    _ways[way]()
+    return time.perf_counter() - start
 
 
 @torch.inference_mode()

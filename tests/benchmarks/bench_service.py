@@ -26,7 +26,7 @@ import ray
 from numpy.typing import NDArray
 
 import tests.support.ray_cluster  # noqa: F401 - sets Serve up as a cluster does, before it is imported
-from remembrandt.distributed import OWN_ARENAS
+from remembrandt.allocation import OWN_ARENAS
 from remembrandt.generation import DatabaseRef, Generator, PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants

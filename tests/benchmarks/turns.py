@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from ray import cloudpickle
 
-from remembrandt.distributed import OWN_ARENAS
+from remembrandt.allocation import OWN_ARENAS
 from remembrandt.training.feeding import Fed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer

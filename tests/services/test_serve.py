@@ -17,7 +17,7 @@ from openai import OpenAI
 from PIL import Image
 from ray import serve
 
-from remembrandt.distributed import OWN_ARENAS
+from remembrandt.allocation import OWN_ARENAS
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
 from services.app import build
 from tests.support.processes import free_ports, wait_until

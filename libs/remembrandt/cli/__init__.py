@@ -53,8 +53,10 @@ class _LazyGroup(TyperGroup):
         return name, name and _load(name), rest
 
     def invoke(self, ctx: Any) -> Any:
+        from remembrandt.allocation import keep_freed_memory
         from remembrandt.entry import one_line_errors  # imports Ray, which the list of commands can do without
 
+        keep_freed_memory()
         with one_line_errors():
             return super().invoke(ctx)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from remembrandt import encoders
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.data.decode import DecodeConfig, DecodeError, decode_image
 from remembrandt.data.patches import Patch, PatchConfig, cut_box, cut_patches, encode_patch, patch_bytes
 from remembrandt.data.records import Source, SourceBlock, SourceRecord
@@ -245,6 +246,7 @@ class EmbedBlock:
     def __init__(self, config: EncoderConfig, threads: int) -> None:
         import torch
 
+        keep_freed_memory()
         torch.set_num_threads(threads)
         self._encoder = encoders.open_encoder(config)
 

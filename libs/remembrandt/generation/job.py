@@ -23,6 +23,7 @@ import ray
 import torch
 from pydantic import Field, model_validator
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.configuration import Config
 from remembrandt.databases.manifest import digest
 from remembrandt.diffusion.samplers import SamplerConfig, make_solver
@@ -303,6 +304,7 @@ class StagePainter:
 
 def place(config: SampleJob) -> tuple[str, torch.dtype]:
     """Where an actor's network goes."""
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return "cuda" if torch.cuda.is_available() else "cpu", dtype

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.database import Check
 from remembrandt.databases.hits import Filter, Hits, Where
@@ -37,6 +38,7 @@ class DatabaseActor:
     """
 
     def __init__(self, pin: Pin, shards: tuple[int, ...] | None, check_seconds: float) -> None:
+        keep_freed_memory()
         self._pin, self._shards, self._check_seconds = pin, shards, check_seconds
         self._lock = threading.Lock()
         self._opened: ShardDatabase | None = None

@@ -23,8 +23,9 @@ from ray.serve.config import BackpressureConfig
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from remembrandt.allocation import OWN_ARENAS
 from remembrandt.data.decode import DecodeError
-from remembrandt.distributed import OWN_ARENAS, plain_error
+from remembrandt.distributed import plain_error
 from remembrandt.errors import RemembrandtError, ServiceError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import Accounts

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest, PairContext, stage_batch
 from remembrandt.generation.contexts import FoundContext, context_of
 from remembrandt.generation.grid import to_pixels
@@ -284,6 +285,7 @@ def open_painter(config: ModelConfig) -> Painter:
 
 def place(config: ModelConfig) -> tuple[str, torch.dtype]:
     """Where the network goes."""
+    keep_freed_memory()
     torch.set_num_threads(config.threads)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     return "cuda" if torch.cuda.is_available() else "cpu", dtype

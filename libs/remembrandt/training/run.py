@@ -13,7 +13,8 @@ from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from remembrandt.distributed import OWN_ARENAS, connect, plain_error
+from remembrandt.allocation import OWN_ARENAS
+from remembrandt.distributed import connect, plain_error
 from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.progress import say
 from remembrandt.storage import open_store

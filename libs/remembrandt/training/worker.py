@@ -9,6 +9,7 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointUploadMode
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.distributed import cores_of_node
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
@@ -21,6 +22,7 @@ def train_worker(values: dict[str, Any]) -> None:
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(job.loop.threads or share_of_cores())
     torch.backends.cudnn.benchmark = True  # all steps have the same shapes
     objective, feed = job.build(device)

@@ -19,6 +19,7 @@ import ray.train.torch
 import torch
 import torch.nn.functional as F
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.configuration import dump_config
 from remembrandt.encoders.text_tower import encode_text_trimmed
 from remembrandt.progress import Progress, say
@@ -48,6 +49,7 @@ def train_worker(values: dict[str, Any]) -> None:
     config = TrainClipConfig.model_validate(values)
     context, device = ray.train.get_context(), ray.train.torch.get_device()
     if device.type == "cpu":
+        keep_freed_memory()
         torch.set_num_threads(share_of_cores())
     bench = set_up(config, device, context.get_local_rank())
     trainer = Trainer(bench, context.get_world_rank(), context.get_world_size())
