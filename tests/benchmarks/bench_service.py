@@ -75,7 +75,7 @@ def main() -> None:
 
 @contextmanager
 def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
-    """A running service, and a key for it."""
+    """A running service, set up as for one machine, and a key for it."""
     (port,) = free_ports(1)
     folder.mkdir(parents=True, exist_ok=True)
     args = {
@@ -83,7 +83,7 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
         "storage": str(folder / "storage"),
         "shared": shared,
         "models": {"rdm-small": {"kind": "rdm", "model": "rdm-small", "threads": 2, "replicas": {"num_cpus": 0.1}}},
-        "retrieval": {"num_cpus": 0.1, "max_ongoing": 128},
+        "retrieval": None,
         "ingress": {"num_cpus": 0.1, "max_ongoing": 256},
         "telemetry": {"log_format": "text"},
     }

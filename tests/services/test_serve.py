@@ -106,6 +106,23 @@ def test_threads_that_draw_do_not_share_what_they_allocate_from(running: Running
     assert environments and all(own.items() >= OWN_ARENAS.items() for own in environments)
 
 
+def test_on_one_machine_the_ingress_retrieves_by_itself(running: Running, service_args: dict[str, Any]) -> None:
+    inside = {**service_args, "retrieval": None}
+    body = {"prompt": "a red circle", "seed": 5}
+    wanted = running.http.post("/v1/images/generations", json=body).json()["data"][0]
+    serve.run(build(inside), name="inside", route_prefix="/inside")
+    try:
+        assert set(serve.status().applications["inside"].deployments) == {"Ingress", "Sampler-rdm"}
+        made = running.http.post("/inside/v1/images/generations", json=body).json()["data"][0]
+        assert made["neighbors"] == wanted["neighbors"]
+        np.testing.assert_allclose(pixels(made["b64_json"]), pixels(wanted["b64_json"]), atol=1)
+        asked = {"image": base64.b64encode(b"no picture").decode(), "k": 3}
+        refused = running.http.post("/inside/v1/databases/drawings/search", json=asked)
+        assert refused.status_code == 400, refused.text
+    finally:
+        serve.delete("inside")
+
+
 def test_a_large_picture_passes_between_deployments(running: Running) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (1400, 1400, 3), dtype=np.uint8)
     file = io.BytesIO()

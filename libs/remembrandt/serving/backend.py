@@ -4,19 +4,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-from remembrandt.errors import RemembrandtError
-from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.config import ServiceConfig
 from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
-from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
-
-ResultT = TypeVar("ResultT")
+from remembrandt.serving.retriever import LocalRetriever, Retriever
 
 
 @dataclass(frozen=True)
@@ -34,20 +29,9 @@ Drawn = Partial | list[Pixels]
 class Backend(Protocol):
     """Retrieval, samplers and builds."""
 
-    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
-        """As `Retrieval.find`."""
-
-    async def search(self, query: Query) -> Rows:
-        """As `Retrieval.search`, one query; those of other clients are searched with it."""
-
-    async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
-        """As `Retrieval.rows`."""
-
-    async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
-        """As `Retrieval.image`."""
-
-    async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
-        """As `Retrieval.facts`."""
+    @property
+    def retrieval(self) -> Retriever:
+        """What is retrieved."""
 
     def draw(
         self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
@@ -69,36 +53,12 @@ class LocalBackend:
 
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
-        self.retrieval = Retrieval(config)
+        self.retrieval = LocalRetriever(config)
         self.studios = {
             name: Studio(name, partial(open_painter, model), model.max_batch, model.batch_wait_seconds)
             for name, model in config.models.items()
         }
-        self._threads = ThreadPoolExecutor(config.retrieval_threads, thread_name_prefix="retrieval")
         self._builds: dict[str, subprocess.Popen[bytes]] = {}
-
-    async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
-        """As the protocol says."""
-        return await self._run(self.retrieval.find, model, requests)
-
-    async def search(self, query: Query) -> Rows:
-        """As the protocol says."""
-        (answer,) = await self._run(self.retrieval.search, [query])
-        if isinstance(answer, RemembrandtError):
-            raise answer
-        return answer
-
-    async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
-        """As the protocol says."""
-        return await self._run(self.retrieval.rows, ref, ids)
-
-    async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
-        """As the protocol says."""
-        return await self._run(self.retrieval.image, ref, row, size)
-
-    async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
-        """As the protocol says."""
-        return await self._run(self.retrieval.facts, ref)
 
     async def draw(
         self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
@@ -128,10 +88,7 @@ class LocalBackend:
         for process in self._builds.values():
             process.kill()
             process.wait()
-        self._threads.shutdown(cancel_futures=True)
-
-    async def _run(self, work: Callable[..., ResultT], *arguments: object) -> ResultT:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments))
+        self.retrieval.close()
 
 
 async def stream(

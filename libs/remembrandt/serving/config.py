@@ -161,6 +161,9 @@ class ServiceConfig(Config):
         deadline_seconds: of a request, if it names none.
         max_images: of one request (n).
         default_limits: of tenants made through the API.
+        retrieval: its replicas; None: each ingress retrieves in its own process, which is quicker for what one machine
+            holds.
+        retrieval_threads: of a process that retrieves.
     """
 
     accounts: str | None = None
@@ -179,7 +182,7 @@ class ServiceConfig(Config):
     provenance: ProvenanceConfig | None = None
     telemetry: TelemetryConfig = TelemetryConfig()
     ingress: ReplicasConfig = ReplicasConfig(max_ongoing=256, max_queued=256)
-    retrieval: ReplicasConfig = ReplicasConfig()
+    retrieval: ReplicasConfig | None = ReplicasConfig()
     retrieval_threads: int = Field(4, ge=1)
 
     @property

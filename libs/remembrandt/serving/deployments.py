@@ -1,4 +1,4 @@
-"""The service on Ray Serve: an ingress, retrieval, and one sampler deployment a model.
+"""The service on Ray Serve: an ingress, retrieval beside it or within, and one sampler deployment a model.
 
 What a replica answers a client's mistake with is a value, not an exception: it is no failure of the replica.
 """
@@ -6,12 +6,11 @@ What a replica answers a client's mistake with is a value, not an exception: it 
 import asyncio
 import shlex
 import sys
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import ray
 from fastapi import FastAPI
@@ -35,12 +34,11 @@ from remembrandt.serving.config import ServiceConfig, parse_service
 from remembrandt.serving.errors import TooManyRequestsError, UploadError
 from remembrandt.serving.http import create_app
 from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
-from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
+from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Rows
+from remembrandt.serving.retriever import SEARCHES, LocalRetriever, Retriever, plain
 from remembrandt.serving.telemetry import trace_to
 
-ResultT = TypeVar("ResultT")
 _ATTEMPTS = 3
-_SEARCHES = 64
 _DRAIN_MARGIN_SECONDS = 10
 _RETRY_SECONDS = 2
 Handle = DeploymentHandle[Any]
@@ -51,35 +49,26 @@ class RetrievalDeployment:
     """`Retrieval` in replicas: each multiplexes databases, and searches together what many clients ask for."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self._config = parse_service(config)
-        trace_to(self._config.telemetry, "retrieval")
-        self._retrieval = Retrieval(self._config)
-        self._threads = ThreadPoolExecutor(self._config.retrieval_threads, thread_name_prefix="retrieval")
-        self._searches = Coalescer(self._in_thread(self._retrieval.search), _SEARCHES)
-        shared = [DatabaseRef(uri=own.uri, where=own.where) for own in self._config.shared_databases.values()]
-        self._retrieval.warm(shared)
+        service = parse_service(config)
+        trace_to(service.telemetry, "retrieval")
+        self._retrieval = LocalRetriever(service)
+        self._retrieval.warm()
 
     async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
-        """As `Retrieval.find`."""
-        return await self._in_thread(self._retrieval.find)(model, requests)
+        """As `Retriever.find`."""
+        return await self._retrieval.find(model, requests)
 
     async def search(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
-        """As `Retrieval.search`, together with those of other callers."""
-        return await asyncio.gather(*(self._searches.submit(query) for query in queries))
+        """As `LocalRetriever.search_each`."""
+        return await self._retrieval.search_each(queries)
 
     async def read(self, what: str, *arguments: Any) -> Any:
-        """`rows`, `image` or `facts` of `Retrieval`."""
+        """`rows`, `image` or `facts` of `Retriever`."""
         assert what in ("rows", "image", "facts")
         try:
-            return await self._in_thread(getattr(self._retrieval, what))(*arguments)
+            return await getattr(self._retrieval, what)(*arguments)
         except (RemembrandtError, DecodeError) as error:
             return _as_value(error)
-
-    def _in_thread(self, work: Callable[..., ResultT]) -> Callable[..., Awaitable[ResultT]]:
-        async def run(*arguments: Any) -> ResultT:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: work(*arguments))
-
-        return run
 
 
 @serve.deployment
@@ -120,10 +109,13 @@ class IngressDeployment:
     """The HTTP API in replicas."""
 
     def __init__(
-        self, config: dict[str, Any], retrieval: Handle, samplers: dict[str, Handle], gallery: str | None
+        self, config: dict[str, Any], retrieval: Handle | None, samplers: dict[str, Handle], gallery: str | None
     ) -> None:
         self._config = parse_service(config)
-        self._backend = ServeBackend(self._config, retrieval, samplers)
+        if retrieval is None:
+            local = LocalRetriever(self._config)
+            local.warm()
+        self._backend = ServeBackend(self._config, RemoteRetriever(retrieval) if retrieval else local, samplers)
         self._gallery = None if gallery is None else Path(gallery)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -131,34 +123,60 @@ class IngressDeployment:
         return create_app(self._config, self._backend, Accounts(self._config.accounts_url), self._gallery)
 
 
-class ServeBackend:
-    """A `Backend` over deployment handles. Where a replica dies in mid-request, another is asked, by the same seed."""
+class RemoteRetriever:
+    """A `Retriever` of other replicas. Where one dies in mid-request, another is asked."""
 
-    def __init__(self, config: ServiceConfig, retrieval: Handle, samplers: dict[str, Handle]) -> None:
-        self._config, self._retrieval = config, retrieval
-        self._streams = {name: handle.options(stream=True) for name, handle in samplers.items()}
-        self._samplers = samplers
-        self._searches: Coalescer[Query, Rows | RemembrandtError] = Coalescer(self._search_all, _SEARCHES)
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self._searches: Coalescer[Query, Rows | RemembrandtError] = Coalescer(self._search_all, SEARCHES)
 
     async def find(self, model: str, requests: Sequence[ModelRequest]) -> list[Found | RemembrandtError]:
         """As the protocol says."""
-        return cast(list[Found | RemembrandtError], await self._ask(self._retrieval.find, model, list(requests)))
+        return cast(list[Found | RemembrandtError], await self._ask(self._handle.find, model, list(requests)))
 
     async def search(self, query: Query) -> Rows:
         """As the protocol says: those that come while one call is under way go together in the next."""
-        return _plain(await self._searches.submit(query))
+        return plain(await self._searches.submit(query))
 
     async def rows(self, ref: DatabaseRef, ids: Sequence[int]) -> Rows:
         """As the protocol says."""
-        return cast(Rows, _plain(await self._ask(self._retrieval.read, "rows", ref, list(ids))))
+        return cast(Rows, await self._read("rows", ref, list(ids)))
 
     async def image(self, ref: DatabaseRef, row: int, size: int | None) -> bytes:
         """As the protocol says."""
-        return cast(bytes, _plain(await self._ask(self._retrieval.read, "image", ref, row, size)))
+        return cast(bytes, await self._read("image", ref, row, size))
 
     async def facts(self, ref: DatabaseRef) -> DatabaseFacts:
         """As the protocol says."""
-        return cast(DatabaseFacts, _plain(await self._ask(self._retrieval.read, "facts", ref)))
+        return cast(DatabaseFacts, await self._read("facts", ref))
+
+    async def _search_all(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
+        return cast(list[Rows | RemembrandtError], await self._ask(self._handle.search, queries))
+
+    async def _read(self, what: str, *arguments: Any) -> Any:
+        return plain(await self._ask(self._handle.read, what, *arguments))
+
+    async def _ask(self, method: Any, *arguments: Any) -> Any:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return await method.remote(*arguments)
+            except BackPressureError:
+                raise _busy() from None
+            except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
+                if attempt + 1 == _ATTEMPTS:
+                    raise _unavailable("retrieval") from error
+            except ray.exceptions.RayTaskError as error:
+                raise plain_error(error) from error
+        raise AssertionError
+
+
+class ServeBackend:
+    """A `Backend` over deployment handles. Where a sampler dies in mid-request, another is asked, by the same seed."""
+
+    def __init__(self, config: ServiceConfig, retrieval: Retriever, samplers: dict[str, Handle]) -> None:
+        self._config, self.retrieval = config, retrieval
+        self._streams = {name: handle.options(stream=True) for name, handle in samplers.items()}
+        self._samplers = samplers
 
     async def draw(
         self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
@@ -168,7 +186,7 @@ class ServeBackend:
             try:
                 async with aclosing(self._drawn(model, list(drawings), deadline_seconds, partials)) as answers:
                     async for drawn in answers:
-                        yield cast(Drawn, _plain(drawn))
+                        yield cast(Drawn, plain(drawn))
                 return
             except BackPressureError:
                 raise _busy() from None
@@ -198,7 +216,7 @@ class ServeBackend:
     async def ready(self) -> bool:
         """As the protocol says."""
         if self._config.shared:
-            await self.facts(next(DatabaseRef(uri=own.uri) for own in self._config.shared_databases.values()))
+            await self.retrieval.facts(next(DatabaseRef(uri=own.uri) for own in self._config.shared_databases.values()))
         for name, handle in self._samplers.items():
             try:
                 await handle.ready.remote()
@@ -225,22 +243,6 @@ class ServeBackend:
             raise
         yield pictures
 
-    async def _search_all(self, queries: list[Query]) -> list[Rows | RemembrandtError]:
-        return cast(list[Rows | RemembrandtError], await self._ask(self._retrieval.search, queries))
-
-    async def _ask(self, method: Any, *arguments: Any) -> Any:
-        for attempt in range(_ATTEMPTS):
-            try:
-                return await method.remote(*arguments)
-            except BackPressureError:
-                raise _busy() from None
-            except (DeploymentUnavailableError, RayActorError, ReplicaUnavailableError) as error:
-                if attempt + 1 == _ATTEMPTS:
-                    raise _unavailable("retrieval") from error
-            except ray.exceptions.RayTaskError as error:
-                raise plain_error(error) from error
-        raise AssertionError
-
 
 def application(config: ServiceConfig, gallery: Path | None = None) -> serve.Application:
     """All deployments, bound to each other; `gallery`: folder of the web page."""
@@ -250,7 +252,9 @@ def application(config: ServiceConfig, gallery: Path | None = None) -> serve.App
         "graceful_shutdown_timeout_s": config.deadline_seconds + _DRAIN_MARGIN_SECONDS,
         "backpressure_config": BackpressureConfig(status_code=429, retry_after_s=_RETRY_SECONDS),
     }
-    retrieval = RetrievalDeployment.options(**common, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
+    retrieval = None
+    if config.retrieval is not None:
+        retrieval = RetrievalDeployment.options(**common, **config.retrieval.options()).bind(args)  # type: ignore[attr-defined]
     samplers = {
         name: SamplerDeployment.options(  # type: ignore[attr-defined]
             name=f"Sampler-{name}", **common, **model.replicas.options(OWN_ARENAS)
@@ -269,12 +273,6 @@ def _as_value(error: BaseException) -> RemembrandtError:
     if isinstance(error, RemembrandtError):
         return error
     return UploadError(f"the image is not accepted: {error}")
-
-
-def _plain(answer: ResultT | RemembrandtError) -> ResultT:
-    if isinstance(answer, RemembrandtError):
-        raise answer
-    return answer
 
 
 def _busy() -> TooManyRequestsError:

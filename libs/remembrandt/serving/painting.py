@@ -24,7 +24,7 @@ from remembrandt.generation.requests import PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
 from remembrandt.serving.config import ModelConfig
 from remembrandt.serving.errors import DeadlineError
-from remembrandt.serving.metrics import batch_drawn, queue_length, timed
+from remembrandt.serving.metrics import batch_drawn, queue_length, stage_done
 from remembrandt.serving.retrieval import ModelContext, ModelRequest
 
 Pixels = NDArray[np.uint8]
@@ -175,21 +175,23 @@ class Studio:
                 if ticket.on_partial is not None and not ticket.gone:
                     ticket.loop.call_soon_threadsafe(ticket.on_partial, number, picture)
 
+        start = time.perf_counter()
         try:
-            with timed("sample"):
-                pictures = self._painter.paint(drawings, on_step, on_picture if watched else None)
+            pictures = self._painter.paint(drawings, on_step, on_picture if watched else None)
         except _Given:
             return
         except Exception as error:  # noqa: BLE001 - it belongs to whoever waits, not to this thread
             self._failed(batch, error)
             return
-        batch_drawn(self.name, len(batch))
+        seconds = time.perf_counter() - start
         self.batches.append(len(batch))
         for (ticket, number), picture in zip(batch, pictures, strict=True):
             ticket.pictures[number] = picture
         for ticket in {id(ticket): ticket for ticket, _ in batch}.values():
             if all(picture.size for picture in ticket.pictures):
                 _settle(ticket, ticket.pictures)
+        stage_done("sample", seconds)
+        batch_drawn(self.name, len(batch))
 
     def _failed(self, batch: list[tuple[_Ticket, int]], error: Exception) -> None:
         """One by one, so that each request has its own answer."""

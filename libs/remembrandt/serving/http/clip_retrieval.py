@@ -37,7 +37,7 @@ async def knn(body: KnnBody, served: Served, caller: Reader) -> Any:
     text = body.text if image is None and embedding is None else None
     count = max(body.num_images, min(body.num_result_ids or 0, 1000))
     query = Query(ref_of(entry), count, text=text, image=image if embedding is None else None, embedding=embedding)
-    found = await served.backend.search(query)
+    found = await served.backend.retrieval.search(query)
     # A response of its own: FastAPI would look at every field of every row once more.
     return JSONResponse(
         [
@@ -58,7 +58,7 @@ async def knn(body: KnnBody, served: Served, caller: Reader) -> Any:
 async def metadata(body: MetadataBody, served: Served, caller: Reader) -> list[dict[str, Any]]:
     """What is known of rows."""
     entry = await served.database(caller.tenant_id, body.indice_name)
-    found = await served.backend.rows(ref_of(entry), body.ids)
+    found = await served.backend.retrieval.rows(ref_of(entry), body.ids)
     return [
         {
             "id": row.id,

@@ -129,7 +129,7 @@ async def search(database: Name, body: SearchBody, served: Served, caller: Reade
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
     embedding = None if body.embedding is None else tuple(body.embedding)
     query = SearchQuery(ref, body.k, body.text, image, body.bm25, body.row, embedding)
-    found = await served.backend.search(query)
+    found = await served.backend.retrieval.search(query)
     rows = [neighbor_answer(served, caller.tenant_id, entry, found.version, row) for row in found.rows]
     return SearchAnswer(database=entry.name, version=found.version, rows=rows)
 
@@ -145,7 +145,7 @@ async def row_image(
 ) -> Response:
     """The picture of a row."""
     entry = await served.database(await tenant_of_picture(request, served), database)
-    data = await served.backend.image(ref_of(entry, version=version), row, size)
+    data = await served.backend.retrieval.image(ref_of(entry, version=version), row, size)
     return Response(data, media_type="image/png", headers={"cache-control": "private, max-age=3600"})
 
 
@@ -169,7 +169,7 @@ async def add_rows(
 async def delete_rows(database: Name, body: DeleteRowsBody, served: Served, caller: Writer) -> JobAnswer:
     """Removes rows: a new version is built without them, and published; earlier versions still have them."""
     entry = await _built(served, caller, database)
-    facts = await served.backend.facts(ref_of(entry))
+    facts = await served.backend.retrieval.facts(ref_of(entry))
     ids = sorted(set(body.ids))
     if ids[-1] >= facts.rows:
         raise NotFoundError(f"there is no row {ids[-1]}: this database has rows 0 to {facts.rows - 1:,}")
@@ -271,7 +271,7 @@ async def _built(served: Services, caller: Caller, name: str) -> DatabaseEntry:
 
 
 async def _check_columns(served: Services, base: DatabaseEntry, where: dict[str, list[str]]) -> None:
-    known = ["group", "key", "licence", *(await served.backend.facts(ref_of(base))).fields]
+    known = ["group", "key", "licence", *(await served.backend.retrieval.facts(ref_of(base))).fields]
     for column in where:
         if column not in known:
             raise UploadError(f"'{base.name}' cannot be filtered by '{column}': {nearest(column, known)}")
@@ -297,7 +297,7 @@ async def _describe(served: Services, entry: DatabaseEntry) -> DatabaseAnswer:
         "created_at": None if entry.created_at is None else entry.created_at.isoformat(),
     }
     try:
-        facts = await served.backend.facts(ref_of(entry))
+        facts = await served.backend.retrieval.facts(ref_of(entry))
     except VersionError:
         return DatabaseAnswer(version=None, rows=0, bytes=0, **common)
     return DatabaseAnswer(

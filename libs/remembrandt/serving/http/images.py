@@ -44,6 +44,8 @@ from remembrandt.storage import open_store
 router = APIRouter(tags=["images"])
 _ID = re.compile(r"img_(\d{8})_[0-9a-f]{20}")
 _MARGIN_SECONDS = 30
+_QUICK_VALUES = 4 * 64 * 64 * 3
+"""So few values of pixels are a PNG (in two milliseconds) before another thread would have been woken."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ async def generate(body: GenerationBody, served: Served, caller: Maker) -> Any:
                 if isinstance(event, GenerationAnswer):
                     made = event
         assert made is not None
-        return made
+        # It is known to be one: FastAPI would validate it again, and a picture as base64 is long.
+        return Response(made.model_dump_json(), media_type="application/json")
     # What is wrong with a request is found before the stream begins, so that it has a status of its own.
     events = _make(asked, served, caller)
     first = await anext(events)
@@ -121,11 +124,13 @@ async def _check(body: GenerationBody, served: Services, caller: Caller) -> _Ask
 async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerator[Partial | GenerationAnswer]:
     """Foreseen pictures, then the answer. Closing it early gives everything up, and the quota back."""
     start, name = time.monotonic(), asked.model.name
-    requests = await asyncio.to_thread(picture_requests, asked.body, asked.model, asked.ref, served.config.uploads)
+    parts = (asked.body, asked.model, asked.ref, served.config.uploads)
+    brings_pictures = any(own.image is not None for own in asked.body.exemplars)
+    requests = await asyncio.to_thread(picture_requests, *parts) if brings_pictures else picture_requests(*parts)
     lease_seconds = asked.deadline + _MARGIN_SECONDS
     async with leased(served.quotas, caller.principal, len(requests), lease_seconds) as lease:
         with span("find", model=name, pictures=len(requests)):
-            found = await served.backend.find(name, requests)
+            found = await served.backend.retrieval.find(name, requests)
         await lease.taken()
         contexts = []
         for own in found:
@@ -146,10 +151,8 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
                         yield event
                     else:
                         pictures = event
-        records = [own.record for own in contexts]
-        answering = _answer(asked, served, caller, pictures, records)
-        answer, _ = await asyncio.gather(answering, lease.give_back(painted=len(pictures)))
-        yield answer
+        lease.give_back(painted=len(pictures))
+        yield await _answer(asked, served, caller, pictures, [own.record for own in contexts])
         images_made(caller.principal.tenant_name, name, len(pictures))
 
 
@@ -180,12 +183,15 @@ async def _answer(
         url = served.signer.sign(f"/v1/images/{image_id}", tenant=caller.tenant_id)
         return ImageAnswer(url=served.base_url + url, seed=record.seed, neighbors=neighbors, record=plain)
 
-    made = await asyncio.gather(
-        *(asyncio.to_thread(finish, own, record) for own, record in zip(pictures, records, strict=True))
-    )
+    pairs = list(zip(pictures, records, strict=True))
+    is_quick = not as_url and served.config.provenance is None and sum(own.size for own in pictures) <= _QUICK_VALUES
+    if is_quick:
+        made = [finish(*pair) for pair in pairs]
+    else:
+        made = await asyncio.gather(*(asyncio.to_thread(finish, *pair) for pair in pairs))
     return GenerationAnswer(
         created=int(time.time()),
-        data=list(made),
+        data=made,
         model=asked.model.name,
         database=None if asked.entry is None else asked.entry.name,
         version=records[0].version if records else None,

@@ -23,11 +23,11 @@ class Leasing:
         """
         return await asyncio.shield(self._taking)  # a thread cannot be called back: it goes on where the client leaves
 
-    async def give_back(self, painted: int = 0) -> None:
-        """Ends it, even if the client leaves meanwhile; a second time changes nothing."""
+    def give_back(self, painted: int = 0) -> "asyncio.Future[None]":
+        """Begins to end it, beside other work; a second time changes nothing."""
         if self._giving_back is None:
             self._giving_back = asyncio.ensure_future(self._give_back(painted))
-        await asyncio.shield(self._giving_back)
+        return self._giving_back
 
     async def _give_back(self, painted: int) -> None:
         await asyncio.wait([self._taking])
@@ -42,4 +42,4 @@ async def leased(quotas: Quotas, principal: Principal, images: int, seconds: flo
     try:
         yield leasing
     finally:
-        await leasing.give_back()
+        await asyncio.shield(leasing.give_back())  # even if the client leaves meanwhile

@@ -114,7 +114,7 @@ class Services:
             SearchError: one of them is outside.
         """
         if entry.where and ids:
-            await self.backend.rows(ref_of(entry), ids)
+            await self.backend.retrieval.rows(ref_of(entry), ids)
 
     def shared_entries(self) -> list[DatabaseEntry]:
         """Databases that every tenant may read."""
