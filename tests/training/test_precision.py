@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from remembrandt.training.config import LoopConfig
 from remembrandt.training.engine import settle_precision
 from tests.support.processes import free_ports
 
@@ -27,15 +26,13 @@ def test_auto_is_bf16_where_every_worker_multiplies_it(workers: Sequence[bool], 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "autocast"])
 def test_what_is_named_stays(precision: str) -> None:
-    loop = LoopConfig.model_validate({"precision": precision})
     with patch(MULTIPLIES, side_effect=AssertionError):
-        assert settle_precision(loop, torch.device("cpu")) == precision
+        assert settle_precision(precision, 2, torch.device("cpu")) == precision
 
 
 def _settle(rank: int, multiply: Sequence[bool], port: int, folder: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     dist.init_process_group("gloo", rank=rank, world_size=len(multiply))
-    loop = LoopConfig(precision="auto", workers=len(multiply))
     with patch(MULTIPLIES, return_value=multiply[rank]):
-        (folder / str(rank)).write_text(settle_precision(loop, torch.device("cpu")))
+        (folder / str(rank)).write_text(settle_precision("auto", len(multiply), torch.device("cpu")))
     dist.destroy_process_group()

@@ -23,12 +23,12 @@ from remembrandt.training.schedules import ema_decay
 _NEVER = 10**12
 
 
-def settle_precision(loop: LoopConfig, device: torch.device) -> str:
-    """What `auto` means to the workers of this run. Every worker must call it."""
-    if loop.precision != "auto":
-        return loop.precision
+def settle_precision(named: str, workers: int, device: torch.device) -> str:
+    """What `auto` means to the workers of this run; another name stays. Every worker must call it."""
+    if named != "auto":
+        return named
     multiplies = torch.tensor(int(choose_precision("auto", device) == "bf16"), device=device)
-    if loop.workers > 1:
+    if workers > 1:
         dist.all_reduce(multiplies, dist.ReduceOp.MIN)
     return "autocast" if int(multiplies) else "fp32"
 

@@ -61,7 +61,7 @@ class Trainer:
     _log_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        precision = settle_precision(self.job.loop, self.device)
+        precision = settle_precision(self.job.loop.precision, self.job.loop.workers, self.device)
         self.loop = loop = self.job.loop.model_copy(update={"precision": precision})
         torch.manual_seed(loop.seed)
         module = self.objective.configure_model()

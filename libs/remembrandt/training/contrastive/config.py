@@ -98,7 +98,7 @@ class OptimisationConfig(Config):
         image_weight: of the loss that draws images of one entity together.
         smoothing: share of the target that goes to entities that the teacher finds alike (needs distillation).
         smoothing_temperature: how sharply.
-        precision: of the arithmetic; weights stay fp32.
+        precision: of the arithmetic; weights stay fp32. `auto` is bf16 where the hardware of all workers multiplies it.
     """
 
     steps: Positive = 4000
@@ -114,7 +114,7 @@ class OptimisationConfig(Config):
     image_weight: float = 0.3
     smoothing: Fraction = 0.0
     smoothing_temperature: Annotated[float, Field(gt=0)] = 0.1
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
 
 
 class TrainClipConfig(Config):

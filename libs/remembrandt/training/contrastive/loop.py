@@ -10,6 +10,7 @@ import copy
 import math
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from remembrandt.training.contrastive.loss import (
     teacher_loss,
 )
 from remembrandt.training.contrastive.setup import Workbench, set_up
+from remembrandt.training.engine import settle_precision
 from remembrandt.training.worker import share_of_cores
 
 _CHECKPOINT_FILE = "state.pt"
@@ -75,6 +77,8 @@ class Trainer:
         config = self.bench.config
         self.text_steps = config.distillation.steps if config.distillation else 0
         self.total_steps = self.text_steps + config.optimisation.steps
+        precision = settle_precision(config.optimisation.precision, self.workers, self.bench.device)
+        self.autocast = partial(torch.autocast, self.bench.device.type, torch.bfloat16, enabled=precision != "fp32")
         self.model = self.bench.model.train().to(memory_format=torch.channels_last)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = self._make_optimizer()
@@ -142,7 +146,7 @@ class Trainer:
         if self.step == self.text_steps and self.text_steps:
             self._finish_text_stage()
         self._set_learning_rates()
-        with torch.autocast(self.bench.device.type, torch.bfloat16, enabled=config.optimisation.precision == "bf16"):
+        with self.autocast():
             loss = self._text_loss() if self._in_text_stage else self._pair_loss()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -286,7 +290,7 @@ class Trainer:
         if self.rank != 0:
             return
         bench = self.bench
-        with torch.autocast(bench.device.type, torch.bfloat16, enabled=bench.config.optimisation.precision == "bf16"):
+        with self.autocast():
             metrics = evaluate(self.ema, bench.tokenizer, bench.normalise, bench.pairs, bench.config.data)
         say(f"step {self.step}: recall@10 {summary(metrics)}")
         report = {
