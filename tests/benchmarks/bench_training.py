@@ -41,10 +41,13 @@ from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import WARM_UP, Turn, ratio, run_in_turns, trainer_of
+from tests.benchmarks.turns import WARM_UP, Loop, Turn, ratio, run_in_turns, trainer_of
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
 MILLION, PART = 1_000_000, 100_000
+LIVE = ("live", "live, 1M rows")
+STARTS = 3
+"""Processes of the same loop differ by some hundredths for as long as they live."""
 
 
 def main() -> None:
@@ -56,17 +59,20 @@ def main() -> None:
     arguments = parser.parse_args()
     connect()
     with tempfile.TemporaryDirectory() as scratch:
-        turns = measure(arguments, Path(scratch))
-    times = {name: turn.seconds for name, turn in turns.items()}
-    waits = [wait for name in ("live", "live, 1M rows") for wait in turns[name].waits]
+        starts = measure(arguments, Path(scratch))
+    times = {name: [step for turns in starts for step in turns[name].seconds] for name in starts[0]}
+    waits = [wait for turns in starts for name in LIVE for wait in turns[name].waits]
     kept = times["precomputed"]
     text = (
-        f"Medians of {arguments.steps} steps in turns (batch 64, {settled()}, 2 threads). Live over precomputed: "
+        f"Medians of {STARTS} starts of {arguments.steps} steps in turns (batch 64, {settled()}, 2 threads). "
+        "Live over precomputed: "
         f"**{ratio(times['live'], kept):.3f}**, from a million rows **{ratio(times['live, 1M rows'], kept):.3f}**; "
         f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**, over one "
         f"with attention in float32: **{ratio(times['plain, same attention'], kept):.3f}**. Median wait for live "
         f"neighbours: {statistics.median(waits) * 1000:.2f} ms."
     )
+    each = [[f"{ratio(turns[name].seconds, turns['precomputed'].seconds):.3f}" for turns in starts] for name in LIVE]
+    text += " By start: " + "; ".join(f"{name} {', '.join(own)}" for name, own in zip(LIVE, each, strict=True)) + "."
     medians = {name: statistics.median(own) for name, own in times.items()}
     shown = [
         {"loop": name, "ms a step": f"{seconds * 1000:.1f}", "images/s": f"{64 / seconds:.1f}"}
@@ -78,8 +84,8 @@ def main() -> None:
     print(path.read_text())
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
-    """Steps of the four loops."""
+def measure(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Turn]]:
+    """Steps of all loops, by start."""
     values = yaml.safe_load(CONFIG.read_text())
     database = {**values["train_set"], "uri": arguments.database}
     asked = values["neighbors"]
@@ -127,13 +133,14 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> dict[str, Turn]:
         ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
         plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
         same = partial(plain, attention_on(torch.device("cpu"), settled()))
-        return run_in_turns({"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours})
+        loops: dict[str, Loop] = {"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours}
+        return [run_in_turns(loops) for _ in range(STARTS)]
 
 
 def settled() -> str:
     """The precision of all loops: what the small configuration's `auto` means here."""
     loop = parse_config(LoopConfig, yaml.safe_load(CONFIG.read_text())["loop"], "bench")
-    return settle_precision(loop, torch.device("cpu"))
+    return settle_precision(loop.precision, 1, torch.device("cpu"))
 
 
 def million_rows(uri: str, folder: Path) -> str:

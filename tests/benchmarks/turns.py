@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from ray import cloudpickle
 
-from remembrandt.allocation import OWN_ARENAS
+from remembrandt.allocation import OWN_ARENAS, keep_freed_memory
 from remembrandt.training.feeding import Fed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
@@ -97,8 +97,9 @@ class TimedTrainer(Trainer):
 
 
 def train_in_turns(job: TrainJob, turn: Turn) -> None:
-    """A whole run."""
+    """A whole run, as a training worker does it."""
     device = torch.device("cpu")
+    keep_freed_memory()
     objective, feed = job.build(device)
     try:
         TimedTrainer(job, objective, feed, device, 0, lambda folder, step: None, turn=turn).run()

@@ -112,10 +112,7 @@ class IngressDeployment:
         self, config: dict[str, Any], retrieval: Handle | None, samplers: dict[str, Handle], gallery: str | None
     ) -> None:
         self._config = parse_service(config)
-        if retrieval is None:
-            local = LocalRetriever(self._config)
-            local.warm()
-        self._backend = ServeBackend(self._config, RemoteRetriever(retrieval) if retrieval else local, samplers)
+        self._backend = ServeBackend(self._config, _retriever(self._config, retrieval), samplers)
         self._gallery = None if gallery is None else Path(gallery)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -168,6 +165,15 @@ class RemoteRetriever:
             except ray.exceptions.RayTaskError as error:
                 raise plain_error(error) from error
         raise AssertionError
+
+
+def _retriever(config: ServiceConfig, replicas: Handle | None) -> Retriever:
+    """Of those replicas; without any, of this process."""
+    if replicas is not None:
+        return RemoteRetriever(replicas)
+    own = LocalRetriever(config)
+    own.warm()
+    return own
 
 
 class ServeBackend:
