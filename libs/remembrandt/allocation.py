@@ -8,7 +8,9 @@ OWN_ARENAS = {"MALLOC_ARENA_MAX": "1024"}
 glibc gives the first eight threads a core an arena each to allocate from, and lets later ones share. Where two threads
 of one parallel region share one, they wait for each other at every allocation, and a step takes 1.6 times as long.
 """
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
+_HEAP = 64 << 20
+"""A thread's arena is made of such, and an empty one is given back unless more than all of it is to stay."""
 _LARGEST_FROM_HEAP = 32 << 20
 _KEPT = (1 << 31) - 1
 
@@ -25,3 +27,4 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST_FROM_HEAP)
     mallopt(_TRIM_THRESHOLD, _KEPT)
+    mallopt(_TOP_PAD, _HEAP)
