@@ -69,8 +69,12 @@ class Trainer:
             self.objective.load(module, find_model(loop.init_from))
         if loop.activation_checkpointing:
             _checkpoint_activations(module, checkpointing_on(self.device, loop.precision))
+        critic = self._configure_critic()
+        if critic is not None:
+            # The loss weighs its parts by gradients of its own, which DeepSpeed allows from stage 1 on.
+            self.loop = loop = loop.model_copy(update={"zero_stage": max(1, loop.zero_stage)})
         self.model = Engine(module, loop, self.device, loop.zero_stage)
-        self.critic = self._make_critic()
+        self.critic = None if critic is None else Engine(critic, loop, self.device, zero_stage=1)
         self.average = Average(self.model, loop.ema)
         self.order = Order(self.feed.num_examples, loop.seed)
 
@@ -172,14 +176,12 @@ class Trainer:
         self.critic.backward(losses.per_example_B.mean())
         self.critic.step(rate)
 
-    def _make_critic(self) -> Engine | None:
+    def _configure_critic(self) -> nn.Module | None:
         configure = getattr(self.objective, "configure_critic", None)
-        critic = configure() if configure is not None else None
-        if critic is None:
-            return None
-        if self.loop.accumulation > 1:
+        critic: nn.Module | None = configure() if configure is not None else None
+        if critic is not None and self.loop.accumulation > 1:
             raise ConfigError("a critic cannot be trained with loop.accumulation above 1: lower batch_size instead")
-        return Engine(critic, self.loop, self.device, zero_stage=0)
+        return critic
 
     def _collect(self) -> list[tuple[int, dict[str, float]]]:
         """Means over the whole batch of every step since the last call. Every worker must call it.
