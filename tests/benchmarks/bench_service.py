@@ -26,7 +26,7 @@ import ray
 from numpy.typing import NDArray
 
 import tests.support.ray_cluster  # noqa: F401 - sets Serve up as a cluster does, before it is imported
-from remembrandt.allocation import OWN_ARENAS
+from remembrandt.allocation import OWN_ARENAS, keep_freed_memory
 from remembrandt.generation import DatabaseRef, Generator, PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Tenants
@@ -123,6 +123,7 @@ def measure_painting(port: int, key: str, uri: str) -> dict[str, Any]:
     """p50 of encode + search + sample in this process, and of the same request over HTTP, turn by turn."""
     import torch
 
+    keep_freed_memory()
     torch.set_num_threads(2)
     from remembrandt.diffusion.samplers import SamplerConfig
 

@@ -1,6 +1,6 @@
 """A conditional U-Net of diffusers in parts, so that passes over a picture share what no condition has changed yet.
 
-Letters in names: B pictures, C H W, D time embedding.
+Letters in names: B pictures, C H W, L tokens, D their size (or that of the time embedding).
 """
 
 from collections.abc import Mapping
@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+_MASKED = -10_000.0
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,11 @@ class UNetState:
         attended = {name: value[rows] for name, value in self.attended.items()}
         return UNetState(self.f_BCHW[rows], tuple(own[rows] for own in self.skips), self.time_BD[rows], attended)
 
-    def attending(self, **attended: torch.Tensor) -> "UNetState":
-        """From here on, levels attend to this."""
+    def attending(self, tokens_BLD: torch.Tensor, there_BL: torch.Tensor | None) -> "UNetState":
+        """From here on, levels attend to those of the tokens that are there; None: to all."""
+        attended = {"encoder_hidden_states": tokens_BLD}
+        if there_BL is not None:
+            attended["encoder_attention_mask"] = (~there_BL).to(tokens_BLD.dtype)[:, None] * _MASKED
         return replace(self, attended=attended)
 
 

@@ -17,7 +17,6 @@ from remembrandt.models.unet_parts import UNetState, ascend, descend, enter, lev
 UNet = nn.Module
 """A `UNet2DConditionModel`, or a `UNet2DModel` for the baseline."""
 
-_MASKED = -10_000.0
 _DOWN = {"cross": "CrossAttnDownBlock2D", "none": "AttnDownBlock2D"}
 _UP = {"cross": "CrossAttnUpBlock2D", "none": "AttnUpBlock2D"}
 _RESIDUAL_RESAMPLING = {
@@ -107,11 +106,8 @@ class SharedPasses:
 
     def _with_context(self, state: UNetState, context: Context) -> torch.Tensor:
         unet: Any = self._unet
-        attended = {"encoder_hidden_states": context.tokens_BLD.to(self._dtype)}
-        if context.mask_BL is not None:
-            attended["encoder_attention_mask"] = (~context.mask_BL).to(self._dtype)[:, None] * _MASKED
-        state = descend(unet, state.attending(**attended), slice(self._levels, None))
-        return ascend(unet, turn(unet, state))
+        state = state.attending(context.tokens_BLD.to(self._dtype), context.mask_BL)
+        return ascend(unet, turn(unet, descend(unet, state, slice(self._levels, None))))
 
 
 def num_parameters(module: nn.Module) -> int:

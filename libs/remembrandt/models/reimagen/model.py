@@ -23,7 +23,6 @@ from remembrandt.models.unet_parts import UNetState, ascend, descend, enter, lev
 
 TIME_SCALE = 1000.0
 """Continuous t in [0, 1] is embedded as a timestep of a thousand."""
-_MASKED = -10_000.0
 
 
 @dataclass(frozen=True)
@@ -166,9 +165,7 @@ class ReImagenUNet(nn.Module):
         tokens = unet.encoder_hid_proj((text.tokens * there_BL[..., None]).to(self.dtype)) * there_BL[..., None]
         # A text of no token is attended to as zeros.
         open_BL = there_BL | ~there_BL.any(dim=1, keepdim=True)
-        bias_B1L = (~open_BL).to(self.dtype)[:, None] * _MASKED
-        state = state.attending(encoder_hidden_states=tokens, encoder_attention_mask=bias_B1L)
-        return turn(unet, descend(unet, state, slice(levels_before_attention(unet), None)))
+        return turn(unet, descend(unet, state.attending(tokens, open_BL), slice(levels_before_attention(unet), None)))
 
     def ustack(self, state: UNetState, neighbors: NeighborFeatures) -> torch.Tensor:
         """Attention to the neighbours, and UStack: what the stage predicts, (B, 3, S, S)."""
