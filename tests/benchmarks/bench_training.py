@@ -3,17 +3,19 @@
     python -m tests.benchmarks.bench_training --database .demo/databases/emoji [--first-stage FOLDER] [--work FOLDER]
 
 Live retrieval is measured from that database and from one of a million rows, which `--work` keeps for another run: its
-embeddings, and others scattered around them. All loops train the same U-Net with the same batch and precision, each in
-a process of its own, and take their steps in turns; ratios are medians over pairs of steps. The plain loop has
-everything in memory, draws its noise with torch.randn, averages its weights as ours does (torch's own average), and
-does nothing else; once more, it computes attention in float32 as ours does on a CPU, which shows what the rest of our
-loop costs.
+embeddings, and others scattered around them. One process trains with precomputed and live neighbours by turns, some
+steps each. Our loop and the plain one train the same U-Net with the same batch and precision, each in a process of its
+own, and take their steps in turns. Ratios are medians over pairs of steps. The plain loop has everything in memory,
+draws its noise with torch.randn, averages its weights as ours does (torch's own average), and does nothing else; once
+more, it computes attention in float32 as ours does on a CPU, which shows what the rest of our loop costs.
 """
 
 import argparse
 import statistics
 import tempfile
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,12 +42,14 @@ from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
+from tests.benchmarks.blocks import BLOCK, run_in_blocks, steps_for
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import WARM_UP, Loop, Turn, ratio, run_in_turns, trainer_of
+from tests.benchmarks.turns import WARM_UP, Loop, Taken, Turn, ratio, run_in_turns, trainer_of
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
-MILLION, PART = 1_000_000, 100_000
-LIVE = ("live", "live, 1M rows")
+MILLION, PART, BATCH = 1_000_000, 100_000, 64
+OURS = "ours"
+KEPT, LIVE, FAR = "precomputed", "live", "live, 1M rows"
 STARTS = 3
 """Processes of the same loop differ by some hundredths for as long as they live."""
 
@@ -54,38 +58,89 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", default=".demo/databases/emoji")
     parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=20, help="of each loop, in each of its starts")
+    parser.add_argument("--rounds", type=int, default=8, help="of blocks of steps, in each start")
     parser.add_argument("--work", type=Path, help="keeps the database of a million rows here, for another run")
     arguments = parser.parse_args()
     connect()
     with tempfile.TemporaryDirectory() as scratch:
-        starts = measure(arguments, Path(scratch))
-    times = {name: [step for turns in starts for step in turns[name].seconds] for name in starts[0]}
-    waits = [wait for turns in starts for name in LIVE for wait in turns[name].waits]
-    kept = times["precomputed"]
-    text = (
-        f"Medians of {STARTS} starts of {arguments.steps} steps in turns (batch 64, {settled()}, 2 threads). "
-        "Live over precomputed: "
-        f"**{ratio(times['live'], kept):.3f}**, from a million rows **{ratio(times['live, 1M rows'], kept):.3f}**; "
-        f"images/s of ours (precomputed) over the plain loop: **{ratio(times['plain'], kept):.3f}**, over one "
-        f"with attention in float32: **{ratio(times['plain, same attention'], kept):.3f}**. Median wait for live "
-        f"neighbours: {statistics.median(waits) * 1000:.2f} ms."
-    )
-    each = [[f"{ratio(turns[name].seconds, turns['precomputed'].seconds):.3f}" for turns in starts] for name in LIVE]
-    text += " By start: " + "; ".join(f"{name} {', '.join(own)}" for name, own in zip(LIVE, each, strict=True)) + "."
-    medians = {name: statistics.median(own) for name, own in times.items()}
-    shown = [
-        {"loop": name, "ms a step": f"{seconds * 1000:.1f}", "images/s": f"{64 / seconds:.1f}"}
-        for name, seconds in medians.items()
-    ]
+        jobs, pools = prepare(arguments, Path(scratch))
+        try:
+            blocks = [run_in_blocks(with_steps(jobs, steps_for(arguments.rounds, len(jobs)))) for _ in range(STARTS)]
+            starts = [run_in_turns(loops(jobs[KEPT], WARM_UP + arguments.steps)) for _ in range(STARTS)]
+        finally:
+            for pool in pools:
+                pool.close()
     path = write_report(
-        "training", "Training", "make bench", ("torch", "deepspeed", "diffusers", "ray"), [table(shown), text]
+        "training",
+        "Training",
+        "make bench",
+        ("torch", "deepspeed", "diffusers", "ray"),
+        [*live(blocks), *plain(starts)],
     )
     print(path.read_text())
 
 
-def measure(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Turn]]:
-    """Steps of all loops, by start."""
+def live(blocks: Sequence[Mapping[str, Taken]]) -> list[str]:
+    """What is said of live neighbours, from several starts."""
+    waits = [wait for start in blocks for name in (LIVE, FAR) for wait in start[name].waits]
+    rows = []
+    for name in (KEPT, LIVE, FAR):
+        own, kept = ([step for start in blocks for step in start[which].seconds] for which in (name, KEPT))
+        each = [ratio(start[name].seconds, start[KEPT].seconds) for start in blocks]
+        rows.append(
+            {
+                "neighbours": name,
+                "ms a step": f"{statistics.median(own) * 1000:.1f}",
+                "× precomputed": f"**{ratio(own, kept):.3f}**",
+                "by start": ", ".join(f"{value:.3f}" for value in each),
+            }
+        )
+    count = len(blocks[0][KEPT].seconds)
+    text = (
+        f"One process is fed by each in turn, {BLOCK} steps at a time; {len(blocks)} starts with {count} steps of each "
+        f"that count (batch {BATCH}, {settled()}, 2 threads); medians over pairs. Median wait for live neighbours: "
+        f"{statistics.median(waits) * 1000:.2f} ms."
+    )
+    return ["## Live neighbours", table(rows), text]
+
+
+def plain(starts: Sequence[Mapping[str, Taken]]) -> list[str]:
+    """What is said of our loop and the plain one, from several starts."""
+    times = {name: [step for start in starts for step in start[name].seconds] for name in starts[0]}
+    medians = {name: statistics.median(own) for name, own in times.items()}
+    rows = [
+        {
+            "loop": name,
+            "ms a step": f"{seconds * 1000:.1f}",
+            "images/s": f"{BATCH / seconds:.1f}",
+            "images/s of ours over it": "" if name == OURS else f"**{ratio(times[name], times[OURS]):.3f}**",
+        }
+        for name, seconds in medians.items()
+    ]
+    count = len(starts[0][OURS].seconds)
+    text = f"Medians of {len(starts)} starts of {count} steps in turns, all with precomputed neighbours."
+    return ["## Beside a plain loop", table(rows), text]
+
+
+def loops(job: RdmJob, steps: int) -> dict[str, Loop]:
+    """Ours, and plain ones."""
+    other = partial(run_plain, job.config, steps)
+    same = attention_on(torch.device("cpu"), settled())
+    ours = trainer_of(with_steps({OURS: job}, steps)[OURS])
+    return {"plain": partial(other, nullcontext()), "plain, same attention": partial(other, same), OURS: ours}
+
+
+def with_steps(jobs: Mapping[str, RdmJob], steps: int) -> dict[str, RdmJob]:
+    """The same jobs with another number of steps."""
+    settings = {name: job.config.loop.model_copy(update={"steps": steps}) for name, job in jobs.items()}
+    return {
+        name: replace(job, config=job.config.model_copy(update={"loop": settings[name]})) for name, job in jobs.items()
+    }
+
+
+def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, RdmJob], list[RetrievalPool]]:
+    """Jobs that differ in where their neighbours come from, and the pools that answer."""
     values = yaml.safe_load(CONFIG.read_text())
     database = {**values["train_set"], "uri": arguments.database}
     asked = values["neighbors"]
@@ -103,38 +158,24 @@ def measure(arguments: argparse.Namespace, scratch: Path) -> list[dict[str, Turn
         "cache": str(scratch / "cache"),
         "storage": str(scratch / "runs"),
         "output": str(scratch / "model"),
-        "loop": {
-            **values["loop"],
-            "steps": WARM_UP + arguments.steps,
-            "log_every": 10,
-            "checkpoint_every": 10**6,
-            "sample_every": 0,
-        },
+        "loop": {**values["loop"], "log_every": 10, "checkpoint_every": 10**6, "sample_every": 0},
     }
-    live = {**values, "name": "live", "neighbors": {**values["neighbors"], "database": database}}
+    near = {**values, "name": "live", "neighbors": {**asked, "database": database}}
     disk = {
-        **live,
+        **near,
         "name": "precomputed",
-        "neighbors": {**live["neighbors"], "mode": "precomputed", "precomputed": found["out"], "pool": {}},
+        "neighbors": {**near["neighbors"], "mode": "precomputed", "precomputed": found["out"], "pool": {}},
     }
     million = million_rows(arguments.database, arguments.work or scratch)
-    far = {**values["neighbors"], "database": {"uri": million}, "same": None}
-    large = {**live, "name": "million", "neighbors": far}
+    far = {**near, "name": "million", "neighbors": {**asked, "database": {"uri": million}, "same": None}}
     configs = {
-        name: parse_config(TrainRdmConfig, v, "bench")
-        for name, v in {"live": live, "precomputed": disk, "live, 1M rows": large}.items()
+        name: parse_config(TrainRdmConfig, own, "bench") for name, own in {KEPT: disk, LIVE: near, FAR: far}.items()
     }
-    fill_cache(latent_cache(configs["live"]), TrainSet.open(configs["live"].train_set))
-    with (
-        RetrievalPool.start(arguments.database, num_cpus=0.25) as pool,
-        RetrievalPool.start(million, num_cpus=0.25) as large_pool,
-    ):
-        owners = {"precomputed": None, "live": pool, "live, 1M rows": large_pool}
-        ours = {name: trainer_of(RdmJob(configs[name], owner)) for name, owner in owners.items()}
-        plain = partial(run_plain, configs["precomputed"], WARM_UP + arguments.steps)
-        same = partial(plain, attention_on(torch.device("cpu"), settled()))
-        loops: dict[str, Loop] = {"plain": partial(plain, nullcontext()), "plain, same attention": same, **ours}
-        return [run_in_turns(loops) for _ in range(STARTS)]
+    fill_cache(latent_cache(configs[LIVE]), TrainSet.open(configs[LIVE].train_set))
+    pools = {
+        name: RetrievalPool.start(uri, num_cpus=0.25) for name, uri in {LIVE: arguments.database, FAR: million}.items()
+    }
+    return {name: RdmJob(config, pools.get(name)) for name, config in configs.items()}, list(pools.values())
 
 
 def settled() -> str:

@@ -20,7 +20,8 @@ import torch.distributed as dist
 from ray import cloudpickle
 
 from remembrandt.allocation import OWN_ARENAS, keep_freed_memory
-from remembrandt.training.feeding import Fed
+from remembrandt.models.objective import Objective
+from remembrandt.training.feeding import Fed, Feed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.loop import Trainer
 from tests.support.processes import free_ports
@@ -37,18 +38,25 @@ class _Semaphore(Protocol):
 
 
 @dataclass
-class Turn:
-    """One loop's place in the ring: it computes while it has the baton, which goes around as often as it has steps.
+class Taken:
+    """Steps that were taken.
 
     Attributes:
-        seconds: of its steps.
-        waits: for live neighbours, of those steps.
+        seconds: of each.
+        waits: for live neighbours, of each.
     """
+
+    seconds: list[float] = field(default_factory=list)
+    waits: list[float] = field(default_factory=list)
+
+
+@dataclass
+class Turn:
+    """One loop's place in the ring: it computes while it has the baton, which goes around as often as it has steps."""
 
     own: _Semaphore
     following: _Semaphore
-    seconds: list[float] = field(default_factory=list)
-    waits: list[float] = field(default_factory=list)
+    taken: Taken = field(default_factory=Taken)
     _start: float | None = None
 
     def take(self) -> None:
@@ -60,7 +68,7 @@ class Turn:
     def leave(self) -> None:
         """Ends the last step."""
         if self._start is not None:
-            self.seconds.append(time.perf_counter() - self._start)
+            self.taken.seconds.append(time.perf_counter() - self._start)
             self._start = None
             self.following.release()
 
@@ -83,7 +91,7 @@ class TimedTrainer(Trainer):
                 # Taking a batch lets the next one be made ready: that is work of this turn, not of the following one.
                 self.turn.take()
                 feds = next(batches)
-                self.turn.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
+                self.turn.taken.waits.append(sum(fed.retrieval_wait_seconds for fed in feds))
                 yield feds
         finally:
             cast(Any, batches).close()
@@ -98,16 +106,20 @@ class TimedTrainer(Trainer):
 
 def train_in_turns(job: TrainJob, turn: Turn) -> None:
     """A whole run, as a training worker does it."""
-    device = torch.device("cpu")
+    objective, feed = job.build(torch.device("cpu"))
+    train_fed(job, objective, feed, turn)
+
+
+def train_fed(job: TrainJob, objective: Objective, feed: Feed, turn: Turn) -> None:
+    """The run of a job that is built; closes the feed."""
     keep_freed_memory()
-    objective, feed = job.build(device)
     try:
-        TimedTrainer(job, objective, feed, device, 0, lambda folder, step: None, turn=turn).run()
+        TimedTrainer(job, objective, feed, torch.device("cpu"), 0, lambda folder, step: None, turn=turn).run()
     finally:
         feed.close()
 
 
-def run_in_turns(loops: Mapping[str, Loop]) -> dict[str, Turn]:
+def run_in_turns(loops: Mapping[str, Loop]) -> dict[str, Taken]:
     """Runs them beside each other; the n-th steps of all, after the warm-up, are taken one after the other.
 
     Raises:
@@ -127,16 +139,16 @@ def run_in_turns(loops: Mapping[str, Loop]) -> dict[str, Turn]:
         sender.close()
         receivers[receiver] = name
         processes.append(process)
-    done: dict[str, Turn] = {}
+    done: dict[str, Taken] = {}
     try:
         while waiting := [receiver for receiver, name in receivers.items() if name not in done]:
             for ready in wait(waiting):
                 receiver = cast(Connection, ready)
                 try:
-                    seconds, waits = receiver.recv()
+                    taken: Taken = receiver.recv()
                 except EOFError:
                     raise RuntimeError(f"the loop '{receivers[receiver]}' failed") from None
-                done[receivers[receiver]] = Turn(*batons[:2], seconds[WARM_UP:], waits[WARM_UP:])
+                done[receivers[receiver]] = Taken(taken.seconds[WARM_UP:], taken.waits[WARM_UP:])
     finally:
         for process in processes:
             process.kill()
@@ -157,7 +169,7 @@ def _run(loop: bytes, own: _Semaphore, following: _Semaphore, sender: Connection
     turn = Turn(own, following)
     cast(Loop, cloudpickle.loads(loop))(turn)
     turn.leave()
-    sender.send((turn.seconds, turn.waits))
+    sender.send(turn.taken)
 
 
 def trainer_of(job: TrainJob) -> Loop:
