@@ -32,7 +32,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None, overrides: Sequence
     where = "command line"
     if path is not None:
         where = str(path)
-        values = _read_yaml(Path(path))
+        values = read_yaml(Path(path))
     for override in overrides:
         _apply_override(values, override)
     return parse_config(cls, values, where)
@@ -57,7 +57,12 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else "known: " + ", ".join(sorted(known))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A file's keys and values.
+
+    Raises:
+        ConfigError: unreadable, invalid YAML, or no mapping.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
