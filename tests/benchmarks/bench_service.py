@@ -34,7 +34,9 @@ from tests.benchmarks.bench_search import CLIENTS, QUERIES, K, measure_peer, pre
 from tests.benchmarks.report import table, write_report
 from tests.support.processes import free_ports
 
-PAIRS, STEPS, STARTS = 30, 10, 3
+PAIRS_BY_STEPS = {1: 100, 10: 30}
+"""Pictures of many steps scatter by more than HTTP adds to them."""
+STARTS = 3
 
 
 def main() -> None:
@@ -52,13 +54,12 @@ def main() -> None:
         painted = []
         for start in range(STARTS):
             with service(Path(scratch) / str(start), shared) as (port, key):
-                painted.append(in_own_process(measure_painting, port, key, emoji))
+                painted += in_own_process(measure_painting, port, key, emoji)
                 if start + 1 == STARTS:
                     searched = measure_search(port, key, work, queries_BD)
         peers = measure_peer(work, queries_BD)
     sections = [
-        f"## One picture, {STEPS} steps, {PAIRS} pairs side by side, the service started {STARTS} times\n\n"
-        + table(painted),
+        f"## One picture over HTTP and in process, in turns, the service started {STARTS} times\n\n" + table(painted),
         f"## Search of {arguments.rows:,} rows over HTTP, {K} results with captions\n\n" + table([*searched, *peers]),
         "One query is an embedding, sent as clip-retrieval's client sends it; both sides answer its `/knn-service`. "
         "Ours checks a key for each request, and gives each row a signed link to its picture.",
@@ -113,28 +114,34 @@ def ask(connection: http.client.HTTPConnection, path: str, key: str, body: str) 
     return json.loads(data)
 
 
-def in_own_process(measure: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def in_own_process(measure: Callable[..., list[dict[str, Any]]], *arguments: Any) -> list[dict[str, Any]]:
     """Measures in a process that starts as a sampler's replica does."""
     with patch.dict(os.environ, OWN_ARENAS), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
-def measure_painting(port: int, key: str, uri: str) -> dict[str, Any]:
+def measure_painting(port: int, key: str, uri: str) -> list[dict[str, Any]]:
     """p50 of encode + search + sample in this process, and of the same request over HTTP, turn by turn."""
     import torch
 
     keep_freed_memory()
     torch.set_num_threads(2)
+    generator = Generator(RdmSampler.load("rdm-small"), "rdm-small")
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    return [measure_pairs(generator, connection, key, uri, *own) for own in PAIRS_BY_STEPS.items()]
+
+
+def measure_pairs(
+    generator: Generator, connection: http.client.HTTPConnection, key: str, uri: str, steps: int, pairs: int
+) -> dict[str, Any]:
     from remembrandt.diffusion.samplers import SamplerConfig
 
-    generator = Generator(RdmSampler.load("rdm-small"), "rdm-small")
-    sampler = SamplerConfig(solver="dpm_solver++", num_inference_steps=STEPS)
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    sampler = SamplerConfig(solver="dpm_solver++", num_inference_steps=steps)
     here, there = [], []
-    for number in range(PAIRS + 3):
+    for number in range(pairs + 3):
         text = f"a red apple number {number}"
         request = PictureRequest(text=text, database=DatabaseRef(uri=uri), sampler=sampler, seed=number)
-        body = json.dumps({"prompt": text, "database": "emoji", "steps": STEPS, "seed": number})
+        body = json.dumps({"prompt": text, "database": "emoji", "steps": steps, "seed": number})
         start = time.perf_counter()
         generator.generate([request])
         here.append((time.perf_counter() - start) * 1000)
@@ -144,6 +151,8 @@ def measure_painting(port: int, key: str, uri: str) -> dict[str, Any]:
     here, there = here[3:], there[3:]
     differences = [b - a for a, b in zip(here, there, strict=True)]
     return {
+        "steps": steps,
+        "pairs": pairs,
         "in process, p50 ms": f"{statistics.median(here):.1f}",
         "over HTTP, p50 ms": f"{statistics.median(there):.1f}",
         "added, median of pairs, ms": f"{statistics.median(differences):.1f}",
