@@ -1,6 +1,6 @@
 """Re-Imagen: neighbours encoded once a picture or in every pass; training on live BM25 or on precomputed neighbours.
 
-    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji …] [--steps 60]
+    python -m tests.benchmarks.bench_reimagen [--database .demo/databases/emoji …] [--rounds 10]
 
 The networks are those of the tiny configuration with random weights: speed does not depend on them. Live BM25 is
 measured with each database that is named: one whose index is embedded, and one whose index lies in Elasticsearch.
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import yaml
 
+from remembrandt.allocation import keep_freed_memory
 from remembrandt.configuration import parse_config
 from remembrandt.databases.database import Database
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
@@ -32,8 +33,9 @@ from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
+from tests.benchmarks.blocks import BLOCK, run_in_blocks, steps_for
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import WARM_UP, ratio, run_in_turns, trainer_of
+from tests.benchmarks.turns import ratio
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_reimagen" / "tiny.yaml"
 BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
@@ -44,19 +46,18 @@ SEARCHES, QUERIES = 600, 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", nargs="+", default=[".demo/databases/emoji"])
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=10, help="of blocks of training steps")
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(2)
     values = yaml.safe_load(CONFIG.read_text())
     stages = [StageConfig.model_validate(stage["model"]) for stage in values["stages"].values()]
-    # As P2 has it, neighbours are of a stage's own size; ours gives them to the upper stage at half of it.
-    stages += [own.model_copy(update={"neighbor_size": None}) for own in stages if own.neighbor_edge < own.size]
     measured = [reuse(own) for own in stages]
-    shipped = measured[: len(values["stages"])]
-    seconds = {way: sum(own.seconds[way] for own in shipped) for way in WAYS}
-    cascade = Reuse(seconds, max(own.apart for own in shipped))
-    lines = [own.row(str(config.size), str(config.neighbor_edge)) for config, own in zip(stages, measured, strict=True)]
-    lines.append(cascade.row("both, as shipped", ""))
+    cascade = Reuse(
+        {way: sum(own.seconds[way] for own in measured) for way in WAYS}, max(own.apart for own in measured)
+    )
+    lines = [own.row(str(config.size)) for config, own in zip(stages, measured, strict=True)]
+    lines.append(cascade.row("both"))
     text = (
         f"{BATCH} pictures, K = {NEIGHBORS}, interleaved guidance (two passes a step), DDIM with {STEPS} steps, fp32, "
         f"two threads; medians of {ROUNDS} alternating rounds. *Encoded once*: what the samplers do. *Encoded in every "
@@ -64,7 +65,7 @@ def main() -> None:
         "its neighbours. The largest difference of a pixel is that of either to the first."
     )
     connect()
-    alive = [live(values, database, arguments.steps) for database in arguments.database]
+    alive = [live(values, database, arguments.rounds) for database in arguments.database]
     sections = ["## Neighbours encoded once", table(lines), text, "## Live BM25", *alive]
     path = write_report("reimagen", "Re-Imagen", "make bench", ("torch", "deepspeed", "diffusers", "ray"), sections)
     print(path.read_text())
@@ -77,19 +78,19 @@ class Reuse:
     seconds: Mapping[str, float]
     apart: float
 
-    def row(self, stage: str, edge: str) -> dict[str, str]:
+    def row(self, stage: str) -> dict[str, str]:
         once = self.seconds[WAYS[0]]
         times = {
             way: f"{own:.2f} s" + (f", **{own / once:.2f} ×**" if own != once else "")
             for way, own in self.seconds.items()
         }
-        return {"stage": stage, "neighbours": edge, **times, "largest difference of a pixel": f"{self.apart:.1e}"}
+        return {"stage": stage, **times, "largest difference of a pixel": f"{self.apart:.1e}"}
 
 
 def reuse(config: StageConfig) -> Reuse:
     """Draws a batch each way, in turn."""
     torch.manual_seed(0)
-    sampler = StageSampler(ReImagenUNet(config), {})
+    sampler = StageSampler(ReImagenUNet(config).to(memory_format=torch.channels_last), {})  # as it is loaded
     edge = config.neighbor_edge
     pairs = Neighbors(
         torch.rand(BATCH, NEIGHBORS, 3, edge, edge) * 2 - 1,
@@ -150,7 +151,7 @@ def use(uri: str) -> None:
             database.search_bm25([captions[row] for row in rng.integers(0, len(captions), QUERIES)], 14)
 
 
-def live(values: dict[str, Any], uri: str, steps: int) -> str:
+def live(values: dict[str, Any], uri: str, rounds: int) -> str:
     """Median steps of the first stage with live and with precomputed neighbours."""
     size = min(values["stages"])
     use(uri)
@@ -170,7 +171,7 @@ def live(values: dict[str, Any], uri: str, steps: int) -> str:
         }
         precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
         stage = values["stages"][size]
-        loop = {**stage["loop"], "steps": WARM_UP + steps, "checkpoint_every": 10**6, "sample_every": 0}
+        loop = {**stage["loop"], "steps": steps_for(rounds, 2), "checkpoint_every": 10**6, "sample_every": 0}
         asked = {**values["neighbors"], "database": rows}
         common = {
             **values,
@@ -188,7 +189,7 @@ def live(values: dict[str, Any], uri: str, steps: int) -> str:
             fill_cache(cache, TrainSet.open(cache.train_set))
         with RetrievalPool.start(uri, num_cpus=0.25) as pool:
             jobs = {"precomputed": StageJob(stored, size, None), "live": StageJob(alive, size, pool)}
-            turns = run_in_turns({name: trainer_of(job) for name, job in jobs.items()})
+            turns = run_in_blocks(jobs)
         times = {name: turn.seconds for name, turn in turns.items()}
     with Database.open(uri) as database:
         bm25 = database.manifest.bm25
@@ -198,7 +199,8 @@ def live(values: dict[str, Any], uri: str, steps: int) -> str:
     return (
         f"Stage {size}, batch {batch}, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with "
         f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, "
-        f"**{ratio(times['live'], times['precomputed']):.3f}** times as long (medians of {steps} steps in turns)."
+        f"**{ratio(times['live'], times['precomputed']):.3f}** times as long (one process is fed by each in turn, "
+        f"{BLOCK} steps at a time; medians of {len(times['live'])} pairs)."
     )
 
 

@@ -198,6 +198,8 @@ def test_a_folder_brings_the_stage_back_and_diffusers_opens_its_unet(tmp_path: P
         torch.equal(a, b)
         for a, b in zip(network.state_dict().values(), sampler.network.state_dict().values(), strict=True)
     )
+    asked = batch(2, TINY_SUPER.size, 8)
+    assert torch.allclose(sampler.sample(asked), StageSampler(network, {}).sample(asked), atol=1e-5)
     assert UNet2DConditionModel.from_pretrained(tmp_path / "unet").config["in_channels"] == 6
     (tmp_path / "neighbor_attention.safetensors").write_bytes(b"nothing")
     with pytest.raises(CorruptionError, match="neighbor_attention"):

