@@ -3,7 +3,7 @@
 Everything is cut into fixed blocks that one thread works on, so that files do not depend on how many threads there are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def train_index(plan: VectorPlan, sample_ND: NDArray[np.float32], target: Path, 
     with threads(1):
         for transform in trained.transforms:
             _train_transform(transform, sample, plan.seed)
-            sample = _transformed(sample, [transform])
+            sample = _transformed(sample, transform)
     if trained.quantizer is not None:
         centroids_CD = train_centroids(sample, factory.lists, plan.seed, device)
         with threads(1):
@@ -89,7 +89,9 @@ def build_shard(
         set_breadth(shard.quantizer, plan.ef_search)
         assign = Assigner(shard.quantizer, device)
     for block_ND in _rebatch(batches, ADD_ROWS, plan.dim):
-        vectors = _transformed(block_ND, shard.transforms)
+        vectors = block_ND
+        for transform in shard.transforms:
+            vectors = _transformed(vectors, transform)
         if shard.ivf is not None:
             _add_to_lists(shard.ivf, vectors, assign(vectors))
         else:
@@ -135,24 +137,22 @@ def set_breadth(quantizer: Any, ef_search: int) -> None:
         quantizer.hnsw.efSearch = ef_search
 
 
-def _transformed(vectors_ND: NDArray[np.float32], transforms: Sequence[Any]) -> NDArray[np.float32]:
-    """What FAISS's linear transforms make of rows, the same for a row wherever it stands.
+def _transformed(vectors_ND: NDArray[np.float32], transform: Any) -> NDArray[np.float32]:
+    """What a linear transform of FAISS makes of rows, the same for a row wherever it stands.
 
     A product in float32 rounds by the shape of the matrix and, on some processors, by the place of the row in it. What
     one in float64 rounds is gone in float32.
     """
     to_array = import_faiss().vector_to_array
-    for transform in transforms:
-        matrix = to_array(transform.A).reshape(transform.d_out, transform.d_in).astype(np.float64)
-        bias = to_array(transform.b) if transform.have_bias else 0.0
+    matrix = to_array(transform.A).reshape(transform.d_out, transform.d_in).astype(np.float64)
+    bias = to_array(transform.b) if transform.have_bias else 0.0
 
-        def move(block_ND: NDArray[np.float32], matrix: Any = matrix, bias: Any = bias) -> NDArray[np.float32]:
-            moved_ND: NDArray[np.float32] = (block_ND.astype(np.float64) @ matrix.T + bias).astype(np.float32)
-            return moved_ND
+    def move(block_ND: NDArray[np.float32]) -> NDArray[np.float32]:
+        moved_ND: NDArray[np.float32] = (block_ND.astype(np.float64) @ matrix.T + bias).astype(np.float32)
+        return moved_ND
 
-        blocks = [vectors_ND[start : start + BLOCK] for start in range(0, len(vectors_ND), BLOCK)]
-        vectors_ND = np.concatenate(parallel_map(move, blocks))
-    return vectors_ND
+    blocks = [vectors_ND[start : start + BLOCK] for start in range(0, len(vectors_ND), BLOCK)]
+    return np.concatenate(parallel_map(move, blocks))
 
 
 def _rebatch(batches: Iterator[NDArray[np.float32]], rows: int, dim: int) -> Iterator[NDArray[np.float32]]:
