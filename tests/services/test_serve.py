@@ -65,7 +65,8 @@ def service_args(service_values: dict[str, Any], tmp_path_factory: pytest.TempPa
 def running(_session_ray_cluster: RayCluster, service_args: dict[str, Any]) -> Iterator[Running]:
     _session_ray_cluster.connect()
     (port,) = free_ports(1)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    # The nodes are of one machine: proxies on each of them would want the same port, and start over and over.
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
     serve.run(build(service_args), name="remembrandt", route_prefix="/")
     accounts = Accounts(service_args["accounts"])
     tenant = Tenants(accounts).create("alice", Limits(requests_per_minute=0, max_concurrent=1000))
