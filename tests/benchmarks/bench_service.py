@@ -83,7 +83,7 @@ def service(folder: Path, shared: dict[str, str]) -> Iterator[tuple[int, str]]:
         "accounts": f"sqlite:///{folder}/accounts.db",
         "storage": str(folder / "storage"),
         "shared": shared,
-        "models": {"rdm-small": {"kind": "rdm", "model": "rdm-small", "threads": 2, "replicas": {"num_cpus": 0.1}}},
+        "models": {"rdm-small": {"kind": "rdm", "model": "rdm-small", "threads": 2, "replicas": None}},
         "retrieval": None,
         "ingress": {"num_cpus": 0.1, "max_ongoing": 256},
         "telemetry": {"log_format": "text"},

@@ -107,19 +107,32 @@ def test_threads_that_draw_do_not_share_what_they_allocate_from(running: Running
     assert environments and all(own.items() >= OWN_ARENAS.items() for own in environments)
 
 
-def test_on_one_machine_the_ingress_retrieves_by_itself(running: Running, service_args: dict[str, Any]) -> None:
+@pytest.mark.parametrize("draws", [False, True])
+def test_on_one_machine_the_ingress_does_it_by_itself(
+    running: Running, service_args: dict[str, Any], draws: bool
+) -> None:
     inside = {**service_args, "retrieval": None}
+    if draws:
+        inside["models"] = {"rdm": {**service_args["models"]["rdm"], "replicas": None}}
     body = {"prompt": "a red circle", "seed": 5}
     wanted = running.http.post("/v1/images/generations", json=body).json()["data"][0]
     serve.run(build(inside), name="inside", route_prefix="/inside")
     try:
-        assert set(serve.status().applications["inside"].deployments) == {"Ingress", "Sampler-rdm"}
+        assert set(serve.status().applications["inside"].deployments) == (
+            {"Ingress"} if draws else {"Ingress", "Sampler-rdm"}
+        )
         made = running.http.post("/inside/v1/images/generations", json=body).json()["data"][0]
         assert made["neighbors"] == wanted["neighbors"]
         np.testing.assert_allclose(pixels(made["b64_json"]), pixels(wanted["b64_json"]), atol=1)
         asked = {"image": base64.b64encode(b"no picture").decode(), "k": 3}
         refused = running.http.post("/inside/v1/databases/drawings/search", json=asked)
         assert refused.status_code == 400, refused.text
+        with running.openai as client:
+            stream = client.with_options(base_url=f"{running.url}/inside/v1").images.generate(
+                prompt="a red circle", stream=True, partial_images=1, extra_body={"seed": 5}
+            )
+            kinds = [event.type for event in stream]
+        assert kinds == ["image_generation.partial_image", "image_generation.completed"]
     finally:
         serve.delete("inside")
 

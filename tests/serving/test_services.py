@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from remembrandt.errors import ConfigError
 from remembrandt.serving.accounts import Accounts, DatabaseEntry, Keys, Tenants
 from remembrandt.serving.config import parse_service
 from remembrandt.serving.errors import NotFoundError
@@ -71,3 +72,12 @@ def test_what_was_found_is_remembered_for_so_many_only(monkeypatch: pytest.Monke
     for key in (1, 2, 3, 3, 2, 1):
         assert asyncio.run(found.get(key, lambda key=key: look(key))) == f"value {key}"
     assert looked == [1, 2, 3, 1], "the oldest is forgotten first"
+
+
+def test_models_within_the_ingress_do_not_wait_for_each_others_threads(tmp_path: Path) -> None:
+    own = {"kind": "rdm", "model": "rdm-small", "replicas": None}
+    values = {"accounts": "sqlite:///unused", "storage": str(tmp_path)}
+    apart = {**own, "threads": 2, "replicas": {}}
+    parse_service({**values, "models": {"a": {**own, "threads": 2}, "b": own, "c": apart}})
+    with pytest.raises(ConfigError, match="models a, b would each draw with several threads"):
+        parse_service({**values, "models": {"a": {**own, "threads": 2}, "b": {**own, "threads": 2}}})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from remembrandt.serving.config import ServiceConfig
+from remembrandt.serving.config import ModelConfig, ServiceConfig
 from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
 from remembrandt.serving.retriever import LocalRetriever, Retriever
 
@@ -54,10 +54,7 @@ class LocalBackend:
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
         self.retrieval = LocalRetriever(config)
-        self.studios = {
-            name: Studio(name, partial(open_painter, model), model.max_batch, model.batch_wait_seconds)
-            for name, model in config.models.items()
-        }
+        self.studios = {name: open_studio(name, model) for name, model in config.models.items()}
         self._builds: dict[str, subprocess.Popen[bytes]] = {}
 
     async def draw(
@@ -89,6 +86,11 @@ class LocalBackend:
             process.kill()
             process.wait()
         self.retrieval.close()
+
+
+def open_studio(name: str, model: ModelConfig) -> Studio:
+    """Loads a model to draw with."""
+    return Studio(name, partial(open_painter, model), model.max_batch, model.batch_wait_seconds)
 
 
 async def stream(

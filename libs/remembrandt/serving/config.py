@@ -74,6 +74,8 @@ class ModelConfig(Config):
         batch_wait_seconds: how long an idle sampler waits for more of them: worth it on a GPU, where one picture
             takes as long as many.
         precision, compile, threads: of the network.
+        replicas: of its sampler; None: each ingress draws in its own process, which answers sooner where one machine
+            does everything. One such model may have several threads.
     """
 
     kind: Literal["rdm", "reimagen"]
@@ -84,7 +86,7 @@ class ModelConfig(Config):
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: int = Field(1, ge=1)
-    replicas: ReplicasConfig = ReplicasConfig()
+    replicas: ReplicasConfig | None = ReplicasConfig()
 
 
 class SharedConfig(Config):
@@ -184,6 +186,16 @@ class ServiceConfig(Config):
     ingress: ReplicasConfig = ReplicasConfig(max_ongoing=256, max_queued=256)
     retrieval: ReplicasConfig | None = ReplicasConfig()
     retrieval_threads: int = Field(4, ge=1)
+
+    @model_validator(mode="after")
+    def _one_team(self) -> "ServiceConfig":
+        teams = [name for name, model in self.models.items() if model.replicas is None and model.threads > 1]
+        if len(teams) > 1:
+            raise ValueError(
+                f"models {', '.join(teams)} would each draw with several threads within the ingress, and wait for each "
+                "other: give all but one of them replicas, or threads: 1"
+            )
+        return self
 
     @property
     def accounts_url(self) -> str:

@@ -1,4 +1,4 @@
-"""The service on Ray Serve: an ingress, retrieval beside it or within, and one sampler deployment a model.
+"""The service on Ray Serve: an ingress, and beside it or within, retrieval and one sampler a model.
 
 What a replica answers a client's mistake with is a value, not an exception: it is no failure of the replica.
 """
@@ -8,7 +8,6 @@ import shlex
 import sys
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,12 +27,12 @@ from remembrandt.distributed import plain_error
 from remembrandt.errors import RemembrandtError, ServiceError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import Accounts
-from remembrandt.serving.backend import Drawn, service_json, stream
+from remembrandt.serving.backend import Drawn, open_studio, service_json, stream
 from remembrandt.serving.coalescing import Coalescer
 from remembrandt.serving.config import ServiceConfig, parse_service
 from remembrandt.serving.errors import TooManyRequestsError, UploadError
 from remembrandt.serving.http import create_app
-from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
+from remembrandt.serving.painting import Drawing, Pixels
 from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Rows
 from remembrandt.serving.retriever import SEARCHES, LocalRetriever, Retriever, plain
 from remembrandt.serving.telemetry import trace_to
@@ -78,8 +77,7 @@ class SamplerDeployment:
     def __init__(self, config: dict[str, Any], model: str) -> None:
         service = parse_service(config)
         trace_to(service.telemetry, f"sampler-{model}")
-        own = service.models[model]
-        self._studio = Studio(model, partial(open_painter, own), own.max_batch, own.batch_wait_seconds)
+        self._studio = open_studio(model, service.models[model])
 
     async def draw(
         self, drawings: Sequence[Drawing], deadline_seconds: float
@@ -177,17 +175,27 @@ def _retriever(config: ServiceConfig, replicas: Handle | None) -> Retriever:
 
 
 class ServeBackend:
-    """A `Backend` over deployment handles. Where a sampler dies in mid-request, another is asked, by the same seed."""
+    """A `Backend` over deployment handles. Where a sampler dies in mid-request, another is asked, by the same seed.
+
+    Models without a sampler are drawn with in this process.
+    """
 
     def __init__(self, config: ServiceConfig, retrieval: Retriever, samplers: dict[str, Handle]) -> None:
         self._config, self.retrieval = config, retrieval
         self._streams = {name: handle.options(stream=True) for name, handle in samplers.items()}
         self._samplers = samplers
+        own = {name: model for name, model in config.models.items() if name not in samplers}
+        self._studios = {name: open_studio(name, model) for name, model in own.items()}
 
     async def draw(
         self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
     ) -> AsyncGenerator[Drawn]:
         """As the protocol says."""
+        if model in self._studios:
+            async with aclosing(stream(self._studios[model], drawings, deadline_seconds, partials=partials)) as own:
+                async for event in own:
+                    yield event
+            return
         for attempt in range(_ATTEMPTS):
             try:
                 async with aclosing(self._drawn(model, list(drawings), deadline_seconds, partials)) as answers:
@@ -266,8 +274,11 @@ def application(config: ServiceConfig, gallery: Path | None = None) -> serve.App
             name=f"Sampler-{name}", **common, **model.replicas.options(OWN_ARENAS)
         ).bind(args, name)
         for name, model in config.models.items()
+        if model.replicas is not None
     }
-    ingress = IngressDeployment.options(**common, **config.ingress.options())  # type: ignore[attr-defined]
+    draws = len(samplers) < len(config.models)
+    own = config.ingress.options(OWN_ARENAS if draws else None)
+    ingress = IngressDeployment.options(**common, **own)  # type: ignore[attr-defined]
     return cast(serve.Application, ingress.bind(args, retrieval, samplers, None if gallery is None else str(gallery)))
 
 

@@ -1,6 +1,5 @@
 """What the retrieval deployment does: databases of all tenants, opened, searched and read. It knows no tenant."""
 
-import io
 import threading
 import time
 from collections import defaultdict
@@ -27,7 +26,7 @@ from remembrandt.generation.cascade import (
 )
 from remembrandt.generation.contexts import ContextFinder, FoundContext, read_image
 from remembrandt.generation.databases import OpenDatabases
-from remembrandt.generation.records import NeighborRecord, Record
+from remembrandt.generation.records import NeighborRecord, Record, to_png
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
 from remembrandt.models.folders import read_facts
 from remembrandt.models.reimagen.config import StageConfig
@@ -158,9 +157,7 @@ class Retrieval:
         image = decode_image(found.image)
         if size is not None and max(image.size) > size:
             image.thumbnail((size, size), Image.Resampling.LANCZOS)
-        data = io.BytesIO()
-        image.save(data, format="PNG")
-        return data.getvalue()
+        return to_png(image)
 
     def facts(self, ref: DatabaseRef) -> DatabaseFacts:
         """What a version holds; of a part, how many rows it has.

@@ -11,6 +11,7 @@ from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.coalescing import Coalescer
 from remembrandt.serving.config import ServiceConfig
 from remembrandt.serving.retrieval import DatabaseFacts, Found, ModelRequest, Query, Retrieval, Rows
+from remembrandt.threads import compute_alone
 
 ResultT = TypeVar("ResultT")
 SEARCHES = 64
@@ -42,7 +43,7 @@ class LocalRetriever:
     def __init__(self, config: ServiceConfig) -> None:
         keep_freed_memory()
         self._retrieval = Retrieval(config)
-        self._threads = ThreadPoolExecutor(config.retrieval_threads, thread_name_prefix="retrieval")
+        self._threads = ThreadPoolExecutor(config.retrieval_threads, "retrieval", initializer=compute_alone)
         self._searches = Coalescer(self._in_thread(self._retrieval.search), SEARCHES)
         self._shared = [DatabaseRef(uri=own.uri, where=own.where) for own in config.shared_databases.values()]
 

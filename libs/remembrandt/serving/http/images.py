@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import io
 import json
 import re
 import secrets
@@ -17,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from PIL import Image
 
 from remembrandt.errors import ConfigError, RemembrandtError
-from remembrandt.generation.records import NeighborRecord, Record
+from remembrandt.generation.records import NeighborRecord, Record, to_png
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import DatabaseEntry
 from remembrandt.serving.accounts.sql import now
@@ -266,9 +265,7 @@ def _events_of(
 
 
 def _png(pixels: Pixels) -> str:
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, format="PNG")
-    return base64.b64encode(data.getvalue()).decode()
+    return base64.b64encode(to_png(Image.fromarray(pixels))).decode()
 
 
 def _place(tenant_id: str, image_id: str) -> str:

@@ -1,0 +1,37 @@
+"""Threads that compute without helpers."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
+import pytest
+import torch
+
+from remembrandt.threads import compute_alone
+
+FLOATS = 1_000_000
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads(), faiss.omp_get_max_threads()
+    torch.set_num_threads(2)
+    faiss.omp_set_num_threads(2)
+    yield
+    torch.set_num_threads(before[0])
+    faiss.omp_set_num_threads(before[1])
+
+
+def both() -> tuple[int, int]:
+    torch.ones(FLOATS).add(1)
+    return torch.get_num_threads(), faiss.omp_get_max_threads()
+
+
+def test_only_the_calling_thread_loses_its_helpers(two_threads: None) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        searches = pool.submit(faiss.omp_get_max_threads).result()
+    with ThreadPoolExecutor(1, initializer=compute_alone) as pool:
+        assert pool.submit(both).result() == (1, searches)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+    assert both() == (2, 2)
