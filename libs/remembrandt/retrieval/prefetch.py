@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
-from remembrandt.threads import compute_alone
-
 BatchT = TypeVar("BatchT")
 FoundT = TypeVar("FoundT")
 
@@ -55,7 +53,7 @@ class Prefetcher(Generic[BatchT, FoundT]):
         self._batches: Iterator[BatchT] = iter(batches(position))
         self._retrieve, self._depth = retrieve, depth
         self._ahead: deque[tuple[BatchT, Future[FoundT]]] = deque()
-        self._threads = ThreadPoolExecutor(depth + 1, thread_name_prefix="prefetch", initializer=compute_alone)
+        self._threads = ThreadPoolExecutor(depth + 1, thread_name_prefix="prefetch")
 
     def __iter__(self) -> Self:
         return self

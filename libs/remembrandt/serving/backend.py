@@ -53,7 +53,7 @@ class LocalBackend:
 
     def __init__(self, config: ServiceConfig) -> None:
         self._config = config
-        self.retrieval = LocalRetriever(config)
+        self.retrieval = LocalRetriever(config, alone=True)
         self.studios = {name: open_studio(name, model) for name, model in config.models.items()}
         self._builds: dict[str, subprocess.Popen[bytes]] = {}
 

@@ -189,7 +189,7 @@ class ServiceConfig(Config):
 
     @model_validator(mode="after")
     def _one_team(self) -> "ServiceConfig":
-        teams = [name for name, model in self.models.items() if model.replicas is None and model.threads > 1]
+        teams = [name for name, model in self.drawn_within.items() if model.threads > 1]
         if len(teams) > 1:
             raise ValueError(
                 f"models {', '.join(teams)} would each draw with several threads within the ingress, and wait for each "
@@ -213,6 +213,11 @@ class ServiceConfig(Config):
     def shared_databases(self) -> dict[str, SharedConfig]:
         """By name."""
         return {name: SharedConfig(uri=own) if isinstance(own, str) else own for name, own in self.shared.items()}
+
+    @property
+    def drawn_within(self) -> dict[str, ModelConfig]:
+        """Models that each ingress draws with in its own process."""
+        return {name: model for name, model in self.models.items() if model.replicas is None}
 
     @property
     def default_model(self) -> str:

@@ -169,7 +169,7 @@ def _retriever(config: ServiceConfig, replicas: Handle | None) -> Retriever:
     """Of those replicas; without any, of this process."""
     if replicas is not None:
         return RemoteRetriever(replicas)
-    own = LocalRetriever(config)
+    own = LocalRetriever(config, alone=bool(config.drawn_within))
     own.warm()
     return own
 
@@ -177,15 +177,14 @@ def _retriever(config: ServiceConfig, replicas: Handle | None) -> Retriever:
 class ServeBackend:
     """A `Backend` over deployment handles. Where a sampler dies in mid-request, another is asked, by the same seed.
 
-    Models without a sampler are drawn with in this process.
+    Models without replicas are drawn with in this process.
     """
 
     def __init__(self, config: ServiceConfig, retrieval: Retriever, samplers: dict[str, Handle]) -> None:
         self._config, self.retrieval = config, retrieval
         self._streams = {name: handle.options(stream=True) for name, handle in samplers.items()}
         self._samplers = samplers
-        own = {name: model for name, model in config.models.items() if name not in samplers}
-        self._studios = {name: open_studio(name, model) for name, model in own.items()}
+        self._studios = {name: open_studio(name, model) for name, model in config.drawn_within.items()}
 
     async def draw(
         self, model: str, drawings: Sequence[Drawing], deadline_seconds: float, *, partials: bool
@@ -276,8 +275,7 @@ def application(config: ServiceConfig, gallery: Path | None = None) -> serve.App
         for name, model in config.models.items()
         if model.replicas is not None
     }
-    draws = len(samplers) < len(config.models)
-    own = config.ingress.options(OWN_ARENAS if draws else None)
+    own = config.ingress.options(OWN_ARENAS if config.drawn_within else None)
     ingress = IngressDeployment.options(**common, **own)  # type: ignore[attr-defined]
     return cast(serve.Application, ingress.bind(args, retrieval, samplers, None if gallery is None else str(gallery)))
 

@@ -38,12 +38,17 @@ class Retriever(Protocol):
 
 
 class LocalRetriever:
-    """A `Retrieval` of this process, in threads."""
+    """A `Retrieval` of this process, in threads.
 
-    def __init__(self, config: ServiceConfig) -> None:
+    Args:
+        alone: whether these compute without helpers, because another thread of the process draws.
+    """
+
+    def __init__(self, config: ServiceConfig, *, alone: bool = False) -> None:
         keep_freed_memory()
         self._retrieval = Retrieval(config)
-        self._threads = ThreadPoolExecutor(config.retrieval_threads, "retrieval", initializer=compute_alone)
+        begin = compute_alone if alone else None
+        self._threads = ThreadPoolExecutor(config.retrieval_threads, "retrieval", initializer=begin)
         self._searches = Coalescer(self._in_thread(self._retrieval.search), SEARCHES)
         self._shared = [DatabaseRef(uri=own.uri, where=own.where) for own in config.shared_databases.values()]
 
