@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
+import psutil
 import pytest
 import torch
 
@@ -35,3 +36,17 @@ def test_only_the_calling_thread_loses_its_helpers(two_threads: None) -> None:
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(torch.get_num_threads).result() == 2
     assert both() == (2, 2)
+
+
+def test_products_of_matrices_wake_no_helper(two_threads: None) -> None:
+    """MKL, which torch multiplies with on x86, keeps a number of its own. A helper lives as long as its thread."""
+
+    def woken(size: int) -> int:
+        before = len(psutil.Process().threads())
+        torch.ones(size, size) @ torch.ones(size, size)
+        return len(psutil.Process().threads()) - before
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(woken, 600).result() == 1
+    with ThreadPoolExecutor(1, initializer=compute_alone) as pool:
+        assert pool.submit(woken, 600).result() == 0

@@ -5,6 +5,8 @@ than it has cores, their members no longer wait actively for each other but slee
 cores a training step takes 1.1 times, a pass over one picture twice as long, for as long as both teams live.
 """
 
+import ctypes
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -19,6 +21,8 @@ def compute_alone() -> None:
     """
     torch.get_num_threads()  # at its first use in a thread torch gives it the number that holds for the process
     _openmp_of_torch().limit(limits=1)
+    if (limit_mkl := _mkl_of_torch()) is not None:
+        limit_mkl(1)
 
 
 @cache
@@ -28,6 +32,14 @@ def _openmp_of_torch() -> ThreadpoolController:
     folder = Path(torch.__file__).parent
     own = [found["filepath"] for found in loaded.info() if _is_within(Path(found["filepath"]), folder)]
     return loaded.select(filepath=own) if own else loaded
+
+
+@cache
+def _mkl_of_torch() -> Callable[[int], int] | None:
+    """MKL asks OpenMP for the number that it was told. It lies within torch, where threadpoolctl does not look."""
+    built = (Path(torch.__file__).parent / "lib").glob("libtorch_cpu.*")
+    found = (getattr(ctypes.CDLL(str(file)), "MKL_Set_Num_Threads_Local", None) for file in built)
+    return next(found, None)
 
 
 def _is_within(file: Path, package: Path) -> bool:
