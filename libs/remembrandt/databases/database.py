@@ -22,7 +22,7 @@ from remembrandt.databases.bm25.config import URL_VARIABLE
 from remembrandt.databases.cache import check_files, local_file
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.embeddings import EmbeddingColumn
-from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, search_each, top_k
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, distinct_filters, search_each, top_k
 from remembrandt.databases.manifest import ROWS, TRAINED_INDEX, Manifest, digest
 from remembrandt.databases.rows import BASE_COLUMNS, Row, open_rows, take_rows
 from remembrandt.databases.texts import TEXT_COLUMNS, TextColumns
@@ -163,9 +163,11 @@ class Database:
         if queries.shape[1] != self.dim:
             raise SearchError(f"queries have {queries.shape[1]} dimensions, and database '{self.name}' has {self.dim}")
         self._check_k(k)
-        if not isinstance(where, Filter | None):
-            return search_each(where, k, lambda places, own: self.search_embeddings(queries[places], k, own))
-        return self._index.search(normalise(queries), k, self._mask(where) if where else None)
+        if isinstance(where, Filter | None):
+            return self._index.search(normalise(queries), k, self._mask(where) if where else None)
+        distinct, which_B = distinct_filters(where)
+        masks = [self._mask(own) if own else None for own in distinct]
+        return self._index.search_each(normalise(queries), k, masks, which_B)
 
     def search_texts(self, texts: Sequence[str], k: int, where: Filter | None = None) -> Hits:
         """The `k` rows nearest to the CLIP embedding of each text."""

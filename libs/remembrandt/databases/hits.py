@@ -75,16 +75,29 @@ Where = Filter | Sequence[Filter | None] | None
 """One filter for all queries of a search, or one for each."""
 
 
+def distinct_filters(filters: Sequence[Filter | None]) -> tuple[list[Filter | None], NDArray[np.intp]]:
+    """The filters that there are, and which of them each query has (B,)."""
+    numbers: dict[Filter | None, int] = {}
+    # Most queries have the very filter of another, and to compare two takes longer than to see that they are one.
+    known: dict[int, int] = {}
+    which_B = np.empty(len(filters), np.intp)
+    for place, own in enumerate(filters):
+        number = known.get(id(own))
+        if number is None:
+            number = known[id(own)] = numbers.setdefault(own, len(numbers))
+        which_B[place] = number
+    return list(numbers), which_B
+
+
 def search_each(
     filters: Sequence[Filter | None], k: int, search: Callable[[NDArray[np.intp], Filter | None], Hits]
 ) -> Hits:
     """Queries that share a filter are searched together: (their positions, the filter) → their hits."""
     ids = np.full((len(filters), k), PAD_ID, np.int64)
     scores = np.full((len(filters), k), -np.inf, np.float32)
-    positions: dict[Filter | None, list[int]] = {}
-    for position, own in enumerate(filters):
-        positions.setdefault(own, []).append(position)
-    for own, places in positions.items():
-        found = search(np.array(places), own)
+    distinct, which_B = distinct_filters(filters)
+    for number, own in enumerate(distinct):
+        (places,) = np.nonzero(which_B == number)
+        found = search(places, own)
         ids[places], scores[places] = found.ids, found.scores
     return Hits(ids, scores)

@@ -20,7 +20,7 @@ from remembrandt.configuration import Config
 from remembrandt.data.sources.common import key_digests
 from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.database import Database
-from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, top_k
+from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, distinct_filters, top_k
 from remembrandt.databases.manifest import ROWS, digest
 from remembrandt.databases.rows import embedding_matrix
 from remembrandt.encoders.base import normalise
@@ -257,8 +257,8 @@ class NeighborFinder:
 
 def _as_few(filters: Sequence[Filter | None]) -> Where:
     """One filter where all are the same."""
-    distinct = set(filters)
-    return list(filters) if len(distinct) > 1 else next(iter(distinct)) or None
+    distinct, _ = distinct_filters(filters)
+    return list(filters) if len(distinct) > 1 else distinct[0] or None
 
 
 def narrowed(where: Mapping[str, tuple[str, ...]], column: str, value: str) -> dict[str, tuple[str, ...]] | None:

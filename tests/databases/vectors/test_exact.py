@@ -20,10 +20,10 @@ def normals(rows: int, dim: int, seed: int) -> NDArray[np.float32]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 70), st.integers(1, 90), st.integers(1, 12), st.data())
+@given(st.integers(0, 70), st.integers(1, 400), st.integers(1, 12), st.data())
 def test_the_nearest_rows_are_found_best_first(queries: int, rows: int, dim: int, data: st.DataObject) -> None:
     m = data.draw(st.integers(1, rows))
-    tile_queries, tile_rows = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 100))
+    tile_queries, tile_rows = data.draw(st.integers(1, 80)), data.draw(st.integers(1, 450))
     queries_BD, vectors_ND = normals(queries, dim, 1), normals(rows, dim, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exact, "_TILE_QUERIES", tile_queries)

@@ -115,6 +115,23 @@ def test_a_mask_of_all_rows_changes_nothing(build, vectors, queries):
     )
 
 
+@pytest.mark.parametrize("factory", ["Flat", "IVF64,SQ8", "HNSW16,Flat"])
+@pytest.mark.parametrize("shard_rows", [1700, 8000])
+def test_each_query_may_have_a_mask_of_its_own(factory, shard_rows, build, vectors, queries):
+    index = build(vectors, factory, shard_rows)
+    draws = np.random.default_rng(3).random((3, len(vectors)))
+    one = np.arange(len(vectors)) == 5000
+    masks = [None, draws[0] < 0.4, draws[1] < 0.01, np.zeros(len(vectors), bool), one, draws[2] < 2]
+    masks[1].flags.writeable = False
+    asked = np.concatenate([queries, vectors[[17, 4000, 17, 17, 17, 17]]])  # row 17 has a hundred equals
+    which = np.concatenate([np.random.default_rng(4).integers(0, len(masks), len(queries)), np.arange(len(masks))])
+    found = index.search_each(asked, 20, masks, which)
+    for number, mask in enumerate(masks):
+        alone = index.search(asked[which == number], 20, mask)
+        np.testing.assert_array_equal(found.ids[which == number], alone.ids)
+        np.testing.assert_array_equal(found.scores[which == number], alone.scores)
+
+
 def test_a_writeable_mask_may_change_between_searches(build, vectors, queries):
     index = build(vectors, "Flat", 1700)
     allowed = np.zeros(len(vectors), dtype=bool)

@@ -23,7 +23,7 @@ TIE_MARGIN = 4e-6
 """More than twice the error of a float32 inner product of unit vectors."""
 SLACK = 8
 _CHUNK_VALUES = 1 << 22
-_TILE_QUERIES, _TILE_ROWS = 64, 16_384
+_TILE_QUERIES, _TILE_ROWS, _GROUP_ROWS = 64, 16_384, 16
 _FEW_QUERIES = 4
 
 
@@ -142,21 +142,46 @@ def _nearest(
     parts = []
     for first in range(0, len(vectors_ND), _TILE_ROWS):
         # In this order BLAS takes half the time.
-        scores = np.ascontiguousarray((vectors_ND[first : first + _TILE_ROWS] @ queries_BD.T).T)
-        parts.append(_best(scores, np.broadcast_to(np.arange(first, first + scores.shape[1]), scores.shape), m))
+        scores, positions = _best(vectors_ND[first : first + _TILE_ROWS] @ queries_BD.T, m)
+        parts.append((scores, positions + first))
     scores, positions = (np.concatenate(own, axis=1) for own in zip(*parts, strict=True))
-    scores, positions = _best(scores, positions, m)
-    order = np.argsort(-scores, axis=1)
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1)
+    scores, positions = _upper(scores, positions, m)
+    return _at(np.argsort(-scores, axis=1), scores, positions)
 
 
-def _best(
+def _best(scores_NB: NDArray[np.float32], m: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """The `m` highest of each column and their rows, (B, M) in no order; all of them where there are fewer.
+
+    They are among the `m` groups of rows that have the highest maxima, which are found without looking at one column
+    at a time: several times as fast as to part all of a column.
+    """
+    rows, columns = scores_NB.shape
+    groups = rows // _GROUP_ROWS
+    if groups <= 2 * m:
+        return _upper(scores_NB.T, np.broadcast_to(np.arange(rows), (columns, rows)), m)
+    grouped = groups * _GROUP_ROWS
+    highest = scores_NB[:grouped].reshape(_GROUP_ROWS, groups * columns).max(axis=0).reshape(groups, columns)
+    chosen_BM = np.argpartition(np.ascontiguousarray(highest.T), -m, axis=1)[:, -m:]
+    within = (chosen_BM[:, :, None] + np.arange(0, grouped, groups)).reshape(columns, -1)
+    left = np.broadcast_to(np.arange(grouped, rows), (columns, rows - grouped))
+    positions = np.concatenate([within, left], axis=1)
+    return _upper(scores_NB[positions, np.arange(columns)[:, None]], positions, m)
+
+
+def _upper(
     scores_BN: NDArray[np.float32], positions_BN: NDArray[np.int64], m: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     if scores_BN.shape[1] <= m:
         return scores_BN, positions_BN
-    places = np.argpartition(scores_BN, -m, axis=1)[:, -m:]
-    return np.take_along_axis(scores_BN, places, axis=1), np.take_along_axis(positions_BN, places, axis=1)
+    return _at(np.argpartition(scores_BN, -m, axis=1)[:, -m:], scores_BN, positions_BN)
+
+
+def _at(
+    places_BM: NDArray[np.intp], scores_BN: NDArray[np.float32], positions_BN: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """As `np.take_along_axis` of both, which takes three times as long to find out what is asked."""
+    rows = np.arange(len(places_BM))[:, None]
+    return scores_BN[rows, places_BM], positions_BN[rows, places_BM]
 
 
 def _candidates(

@@ -134,6 +134,34 @@ class VectorIndex:
         parts = parallel_rows(lambda part_BD: self._search_in_steps(part_BD, k, mask, available, step), queries)
         return stack_hits(parts)
 
+    def search_each(
+        self,
+        queries_BD: NDArray[np.float32],
+        k: int,
+        masks: Sequence[NDArray[np.bool_] | None],
+        which_B: NDArray[np.intp],
+    ) -> Hits:
+        """As `search`, each query under a mask of its own: query b under `masks[which_B[b]]`.
+
+        Where every row is compared, all queries are ordered together: a search of its own for each mask would take as
+        long again to order its few candidates as to find them.
+        """
+        queries = np.ascontiguousarray(queries_BD, dtype=np.float32)
+        if not self._factory.exact or self.plan.rerank or not self.rows:
+            found = Hits(np.full((len(queries), k), PAD_ID, np.int64), np.full((len(queries), k), -np.inf, np.float32))
+            for number, allowed in enumerate(masks):
+                (places,) = np.nonzero(which_B == number)
+                hits = self.search(queries[places], k, allowed)
+                found.ids[places], found.scores[places] = hits.ids, hits.scores
+            return found
+        for allowed in masks:
+            self._check(queries, k, allowed)
+        kept = [None if allowed is None else self._mask(allowed) for allowed in masks]
+        parts = parallel_rows(
+            lambda places: self._compare(queries[places], k, kept, which_B[places]), np.arange(len(queries))
+        )
+        return stack_hits(parts)
+
     def close(self) -> None:
         """Drops the shards and their memory maps."""
         self._shards, self._masks, self.rows = [], {}, 0
@@ -165,6 +193,29 @@ class VectorIndex:
             m = min(available, 4 * m, MAX_TIED) if tied.any() else m
             todo = todo[short | tied]
 
+    def _compare(
+        self, queries_BD: NDArray[np.float32], k: int, masks: Sequence[Mask | None], which_B: NDArray[np.intp]
+    ) -> Hits:
+        """One pass for each mask, and one order for all; those with ties at the border are searched again."""
+        m = min(self.rows, k + SLACK)
+        ids = np.full((len(queries_BD), m), PAD_ID, np.int64)
+        scores = np.full((len(queries_BD), m), -np.inf, np.float32)
+        left_out = np.full(len(queries_BD), -np.inf, np.float32)
+        for number, mask in enumerate(masks):
+            (places,) = np.nonzero(which_B == number)
+            if len(places) and (mask is None or sum(mask.counts)):
+                own = self._pass(queries_BD[places], m, Effort(0, 0, everything=True), mask)
+                width = own.hits.ids.shape[1]
+                ids[places, :width], scores[places, :width] = own.hits.ids, own.hits.scores
+                left_out[places] = own.left_out
+        found = _Found(Hits(ids, scores), left_out)
+        best = self._order(queries_BD, found.hits, k, reranks=False)
+        for place in np.flatnonzero(self._tied(found, k)) if m < self.rows else ():
+            mask = masks[which_B[place]]
+            alone = self._search(queries_BD[place : place + 1], k, mask, sum(mask.counts) if mask else self.rows)
+            best.ids[place], best.scores[place] = alone.ids[0], alone.scores[0]
+        return best
+
     def _pass(self, vectors_BD: NDArray[np.float32], m: int, effort: Effort, mask: Mask | None) -> _Found:
         probe = self._probe(np.ascontiguousarray(vectors_BD), effort)
         ids: list[NDArray[np.int64]] = []
@@ -180,6 +231,8 @@ class VectorIndex:
             scores.append(found)
             if take < count:
                 left_out = np.maximum(left_out, np.where(positions[:, -1] == PAD_ID, -np.inf, found[:, -1]))
+        if len(ids) == 1:  # they are in order, but for ties
+            return _Found(Hits(ids[0], np.where(ids[0] == PAD_ID, -np.inf, scores[0]).astype(np.float32)), left_out)
         return _Found(merge_candidates(np.concatenate(ids, axis=1), np.concatenate(scores, axis=1), m), left_out)
 
     def _probe(self, vectors_BD: NDArray[np.float32], effort: Effort) -> Probe:

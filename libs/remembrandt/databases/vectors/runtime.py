@@ -68,17 +68,17 @@ def parallel_map(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
         return list(pool.map(function, items))
 
 
-def parallel_rows(function: Callable[[NDArray[np.float32]], R], queries_BD: NDArray[np.float32]) -> list[R]:
-    """Applies `function` to the queries, cut in as many runs as there are threads; few queries stay in one.
+def parallel_rows(function: Callable[[NDArray[Any]], R], queries_B: NDArray[Any]) -> list[R]:
+    """Applies `function` to queries, or their places, cut in as many runs as there are threads; few stay in one.
 
     FAISS's own threads wait actively for each other, which on a busy machine costs a single query tens of milliseconds.
     """
-    workers = min(num_threads(), len(queries_BD) // _QUERIES_PER_THREAD)
+    workers = min(num_threads(), len(queries_B) // _QUERIES_PER_THREAD)
     if workers <= 1:
         with threads(1), one_blas_thread():
-            return [function(queries_BD)]
+            return [function(queries_B)]
     with one_blas_thread():
-        return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_BD, workers)))
+        return list(_search_pool(num_threads(), os.getpid()).map(function, np.array_split(queries_B, workers)))
 
 
 @cache
