@@ -142,6 +142,8 @@ def test_a_strategy_does_not_notice_the_difference(exact_pool: RetrievalPool, ex
     for answer, pool_answer in zip(ask(exact), ask(exact_pool), strict=True):
         np.testing.assert_array_equal(answer.ids_BK, pool_answer.ids_BK)
         np.testing.assert_array_equal(answer.embeddings_BKD, pool_answer.embeddings_BKD)
+    for where in (None, Filter(exclude_ids=(3, 8))):
+        np.testing.assert_array_equal(exact_pool.select(where), exact.select(where))
 
 
 @pytest.mark.parametrize(
@@ -153,6 +155,7 @@ def test_a_strategy_does_not_notice_the_difference(exact_pool: RetrievalPool, ex
         lambda s: s.search_bm25(["red"], 0),
         lambda s: s.rows([320]),
         lambda s: s.rows([0], ["imge"]),
+        lambda s: s.select(Filter(equals={"stile": ("x",)})),
         lambda s: s.embeddings([-1]),
         lambda s: s.proposal(),
     ],

@@ -155,6 +155,34 @@ def test_pseudo_query_refuses_the_proposal_of_another_database(exact_searcher: A
         strategies.pseudo_query(exact_searcher(random_rows(0, 9)), [0], 2, proposal=other)
 
 
+@given(sizes, st.data())
+@settings(max_examples=40, deadline=None)
+def test_a_part_of_a_database_draws_its_own_likely_rows(
+    exact_searcher: Any, size: tuple[int, int, int], data: st.DataObject
+) -> None:
+    seed, count, batch = size
+    rows, counts = random_rows(seed, count), np.random.default_rng(seed).integers(1, 9, count).astype(float)
+    part = data.draw(st.lists(st.integers(0, count - 1), min_size=1, unique=True))
+    top_m = data.draw(st.sampled_from([0.1, 0.5, 1.0]))
+    searcher = exact_searcher(rows, counts / counts.sum())
+    where = Filter(equals={"row": tuple(map(str, part))})
+    found = strategies.pseudo_query(searcher, range(batch), 1, top_m, where)
+    kept = sorted(part, key=lambda n: (-counts[n], n))[: int(np.ceil(top_m * len(part) - 1e-9))]
+    assert set(found.ids_BK[:, 0].tolist()) <= set(kept)
+    # A row that is left out is no neighbour, and the pseudo-queries stay what they were.
+    without = Filter(equals=where.equals, exclude_ids=(part[0],))
+    others = strategies.pseudo_query(searcher, range(batch), 1, top_m, without).ids_BK
+    assert part[0] not in others
+    unchanged = found.ids_BK != part[0]
+    np.testing.assert_array_equal(others[unchanged], found.ids_BK[unchanged])
+
+
+def test_a_part_that_nothing_is_near_to_has_no_pseudo_query(exact_searcher: Any) -> None:
+    searcher = exact_searcher(random_rows(0, 3), np.array([0.5, 0.5, 0.0]))
+    with pytest.raises(SearchError, match="widen the filter"):
+        strategies.pseudo_query(searcher, [0], 1, where=Filter(equals={"row": ("2",)}))
+
+
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**63), min_size=2, max_size=6), st.data())
 @settings(max_examples=40, deadline=None)
 def test_an_item_gets_the_same_answer_in_every_batch(

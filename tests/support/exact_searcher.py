@@ -12,7 +12,10 @@ from remembrandt.errors import SearchError
 
 
 class ExactSearcher:
-    """Rows in memory. Scores are rounded to multiples of 2⁻¹⁰, so that ties occur, and are settled by row id."""
+    """Rows in memory, with their own number as a column `row`.
+
+    Scores are rounded to multiples of 2⁻¹⁰, so that ties occur, and are settled by row id.
+    """
 
     def __init__(
         self,
@@ -46,6 +49,10 @@ class ExactSearcher:
         scores_BN = np.asarray([[len(set(text.split()) & own) or -np.inf for own in words] for text in texts])
         return self._sorted(scores_BN, k, where)
 
+    def select(self, where: Filter | None = None) -> NDArray[np.int64]:
+        allowed = set(where.equals["row"]) if where else None
+        return np.array([n for n in range(self.num_rows) if allowed is None or str(n) in allowed], dtype=np.int64)
+
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
         chosen = np.asarray(ids, dtype=np.int64)
         if chosen.size and not (chosen.min() >= 0 and chosen.max() < self.num_rows):
@@ -62,7 +69,8 @@ class ExactSearcher:
         ids, scores = np.full((len(scores_BN), k), PAD_ID, np.int64), np.full((len(scores_BN), k), -np.inf, np.float32)
         for b, row in enumerate(scores_BN):
             excluded = set(where.exclude_ids) if where else set()
-            ranked = sorted((-score, n) for n, score in enumerate(row) if n not in excluded and np.isfinite(score))
+            allowed = set(self.select(where if where and where.equals else None).tolist()) - excluded
+            ranked = sorted((-score, n) for n, score in enumerate(row) if n in allowed and np.isfinite(score))
             for place, (negative, n) in enumerate(ranked[:k]):
                 ids[b, place], scores[b, place] = n, -negative
         return Hits(ids, scores)

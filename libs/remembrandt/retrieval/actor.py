@@ -78,6 +78,10 @@ class DatabaseActor:
         """`Database.search_bm25`."""
         return self._database().search_bm25(texts, k, where)
 
+    def select(self, where: Filter | None) -> NDArray[np.int64]:
+        """`Database.select`: of all rows, whatever shards this actor has."""
+        return self._database().select(where)
+
     def embeddings(self, ids_N: NDArray[np.int64]) -> NDArray[np.float32]:
         """`Database.embeddings`: of any row, whatever shards this actor has."""
         return self._database().embeddings(ids_N)

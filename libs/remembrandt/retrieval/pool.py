@@ -20,7 +20,7 @@ from pydantic import Field
 
 from remembrandt.configuration import Config, parse_config
 from remembrandt.databases.catalog import Catalog
-from remembrandt.databases.hits import Hits, Where
+from remembrandt.databases.hits import Filter, Hits, Where
 from remembrandt.databases.manifest import Manifest, digest, encode_document
 from remembrandt.databases.rows import Row
 from remembrandt.distributed import connect, plain_error
@@ -174,6 +174,11 @@ class RetrievalPool:
     def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
         """As `Database.search_bm25`."""
         return self.submit_search_bm25(texts, k, where).result()
+
+    def select(self, where: Filter | None = None) -> NDArray[np.int64]:
+        """As `Database.select`."""
+        found: NDArray[np.int64] = self._submit(self._ask_one(self._any, "select", where)).result()
+        return found
 
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
         """As `Database.embeddings`."""

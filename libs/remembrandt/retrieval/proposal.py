@@ -3,7 +3,7 @@
 import threading
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.random import Philox
 from numpy.typing import NDArray
 
+from remembrandt.databases.hits import Filter
 from remembrandt.errors import SearchError
 from remembrandt.retrieval.searcher import Searcher
 
@@ -50,6 +51,21 @@ class ProposalTable:
         ids_S = support[order].astype(np.int64)
         return cls(ids_S, np.cumsum(proposal_N[ids_S]), len(proposal_N))
 
+    def within(self, ids_V: NDArray[np.int64]) -> "ProposalTable":
+        """p_D of a part of the rows, which is a database of its own: D(m) are the most likely of its own rows.
+
+        Raises:
+            SearchError: none of them is a neighbour of a training image.
+        """
+        (places,) = np.nonzero(np.isin(self.ids_S, ids_V))
+        if not len(places):
+            raise SearchError(
+                "no row of this part of the database is a neighbour of a training image, so that there is no row to "
+                "draw a pseudo-query from: widen the filter, or ask with a text"
+            )
+        shares = np.diff(self.cumulative_S, prepend=0.0)[places]
+        return ProposalTable(self.ids_S[places], np.cumsum(shares), len(ids_V))
+
     def kept(self, top_m: float) -> int:
         """How many rows of the table lie in D(m), the ⌈m·N⌉ most likely rows.
 
@@ -71,21 +87,32 @@ class ProposalTable:
         return drawn_B
 
 
-_tables: "weakref.WeakKeyDictionary[Searcher, ProposalTable]" = weakref.WeakKeyDictionary()
+_TABLES_KEPT = 32
+_tables: "weakref.WeakKeyDictionary[Searcher, dict[Filter | None, ProposalTable]]" = weakref.WeakKeyDictionary()
 _tables_lock = threading.Lock()
 
 
-def proposal_table(searcher: Searcher) -> ProposalTable:
+def proposal_table(searcher: Searcher, where: Filter | None = None) -> ProposalTable:
     """The table of a searcher's own proposal; made at the first call, then remembered as long as the searcher lives.
 
+    Args:
+        where: the part of it that is the database. Single rows that are excluded stay in: to leave out a neighbour
+            draws no other pseudo-query.
+
     Raises:
-        SearchError: the version was built without neighbours, so that it has no proposal.
+        SearchError: the version was built without neighbours, so that it has no proposal, or none within that part.
     """
+    part = None if where is None else replace(where, exclude_ids=()) or None
     with _tables_lock:
-        table = _tables.get(searcher)
-        if table is None:
-            table = _tables[searcher] = ProposalTable.of(searcher.proposal())
-        return table
+        tables = _tables.setdefault(searcher, {})
+        if None not in tables:
+            tables[None] = ProposalTable.of(searcher.proposal())
+        if part not in tables:
+            table = tables[None].within(searcher.select(part))
+            if len(tables) > _TABLES_KEPT:
+                del tables[next(own for own in tables if own is not None)]
+            tables[part] = table
+        return tables[part]
 
 
 def pseudo_query_uniforms(seeds_B: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from remembrandt.databases.hits import Hits, Where
+from remembrandt.databases.hits import Filter, Hits, Where
 
 
 class Searcher(Protocol):
@@ -28,6 +28,9 @@ class Searcher(Protocol):
 
     def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:
         """The `k` rows of highest BM25 score."""
+
+    def select(self, where: Filter | None = None) -> NDArray[np.int64]:
+        """Ids of the rows that a filter allows, in order; None: of all."""
 
     def embeddings(self, ids: ArrayLike) -> NDArray[np.float32]:
         """Raw embeddings (N, D) of rows, in the order asked."""

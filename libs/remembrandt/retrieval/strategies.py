@@ -122,7 +122,7 @@ def pseudo_query(
 ) -> Conditioning:
     """ξ_k(x̃, D) of a pseudo-query x̃ drawn from p_D truncated to its top m: unconditional synthesis (P1 Eq. 6, 7).
 
-    x̃ is a row itself, so it is usually its own first neighbour.
+    x̃ is a row itself, so it is usually its own first neighbour. `where` narrows D, and so x̃, too.
 
     Args:
         seeds_B: one a picture; it decides x̃.
@@ -135,12 +135,12 @@ def pseudo_query(
     Raises:
         SearchError: m outside (0, 1], or no proposal.
     """
-    table = proposal if proposal is not None else proposal_table(searcher)
-    if table.num_rows != searcher.num_rows:
+    if proposal is not None and proposal.num_rows != searcher.num_rows:
         raise SearchError(
-            f"the proposal is over {table.num_rows:,} rows and the database has {searcher.num_rows:,}: "
+            f"the proposal is over {proposal.num_rows:,} rows and the database has {searcher.num_rows:,}: "
             "compute the neighbours of the train set against this version"
         )
+    table = proposal if proposal is not None else proposal_table(searcher, where)
     drawn_B = table.draw(pseudo_query_uniforms(seeds_B), top_m)
     return Conditioning.of_hits(searcher, searcher.search_embeddings(searcher.embeddings(drawn_B), k, where))
 
