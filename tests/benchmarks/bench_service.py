@@ -13,9 +13,10 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def main() -> None:
         queries_BD = prepare(work, arguments.rows)
         ray.shutdown()
         shared = {"emoji": emoji, "bench": str(work / "databases" / "high-recall")}
-        painted = []
+        painted: list[Painted] = []
         for start in range(STARTS):
             with service(Path(scratch) / str(start), shared) as (port, key):
                 painted += in_own_process(measure_painting, port, key, emoji)
@@ -59,7 +60,8 @@ def main() -> None:
                     searched = measure_search(port, key, work, queries_BD)
         peers = measure_peer(work, queries_BD)
     sections = [
-        f"## One picture over HTTP and in process, in turns, the service started {STARTS} times\n\n" + table(painted),
+        f"## One picture over HTTP and in process, in turns, the service started {STARTS} times\n\n"
+        + table(rows_of_painted(painted)),
         f"## Search of {arguments.rows:,} rows over HTTP, {K} results with captions\n\n" + table([*searched, *peers]),
         "One query is an embedding, sent as clip-retrieval's client sends it; both sides answer its `/knn-service`. "
         "Ours checks a key for each request, and gives each row a signed link to its picture.",
@@ -114,13 +116,46 @@ def ask(connection: http.client.HTTPConnection, path: str, key: str, body: str) 
     return json.loads(data)
 
 
-def in_own_process(measure: Callable[..., list[dict[str, Any]]], *arguments: Any) -> list[dict[str, Any]]:
+def in_own_process(measure: "Callable[..., list[Painted]]", *arguments: Any) -> "list[Painted]":
     """Measures in a process that starts as a sampler's replica does."""
     with patch.dict(os.environ, OWN_ARENAS), ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, *arguments).result()
 
 
-def measure_painting(port: int, key: str, uri: str) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Painted:
+    """Milliseconds of the same pictures, one after the other, here and over HTTP."""
+
+    steps: int
+    here: list[float]
+    there: list[float]
+
+    @property
+    def added(self) -> float:
+        """What HTTP adds: the median over pairs."""
+        return statistics.median(b - a for a, b in zip(self.here, self.there, strict=True))
+
+
+def rows_of_painted(starts: Sequence[Painted]) -> list[dict[str, Any]]:
+    """A row for each number of steps: all pairs of all starts, and what was added in each start."""
+    rows = []
+    for steps in PAIRS_BY_STEPS:
+        own = [start for start in starts if start.steps == steps]
+        whole = Painted(steps, [ms for one in own for ms in one.here], [ms for one in own for ms in one.there])
+        rows.append(
+            {
+                "steps": steps,
+                "pairs": len(whole.here),
+                "in process, p50 ms": f"{statistics.median(whole.here):.1f}",
+                "over HTTP, p50 ms": f"{statistics.median(whole.there):.1f}",
+                "added, median of pairs, ms": f"**{whole.added:.1f}**",
+                "by start": ", ".join(f"{one.added:.1f}" for one in own),
+            }
+        )
+    return rows
+
+
+def measure_painting(port: int, key: str, uri: str) -> list[Painted]:
     """p50 of encode + search + sample in this process, and of the same request over HTTP, turn by turn."""
     import torch
 
@@ -133,7 +168,7 @@ def measure_painting(port: int, key: str, uri: str) -> list[dict[str, Any]]:
 
 def measure_pairs(
     generator: Generator, connection: http.client.HTTPConnection, key: str, uri: str, steps: int, pairs: int
-) -> dict[str, Any]:
+) -> Painted:
     from remembrandt.diffusion.samplers import SamplerConfig
 
     sampler = SamplerConfig(solver="dpm_solver++", num_inference_steps=steps)
@@ -148,15 +183,7 @@ def measure_pairs(
         start = time.perf_counter()
         ask(connection, "/v1/images/generations", key, body)
         there.append((time.perf_counter() - start) * 1000)
-    here, there = here[3:], there[3:]
-    differences = [b - a for a, b in zip(here, there, strict=True)]
-    return {
-        "steps": steps,
-        "pairs": pairs,
-        "in process, p50 ms": f"{statistics.median(here):.1f}",
-        "over HTTP, p50 ms": f"{statistics.median(there):.1f}",
-        "added, median of pairs, ms": f"{statistics.median(differences):.1f}",
-    }
+    return Painted(steps, here[3:], there[3:])
 
 
 def measure_search(port: int, key: str, work: Path, queries_BD: NDArray[np.float32]) -> list[dict[str, Any]]:
