@@ -2,7 +2,7 @@
 
 OpenMP gives every thread that computes a team of its own. As soon as the teams of a process together have more threads
 than it has cores, their members no longer wait actively for each other but sleep between any two operations: on two
-cores a training step takes 1.1 times, a pass over one picture twice as long, for as long as both teams live.
+cores a training step takes 1.1 to 1.2 times, a pass over one picture twice as long, for as long as both teams live.
 """
 
 import ctypes

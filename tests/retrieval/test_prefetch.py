@@ -88,3 +88,16 @@ def test_a_finished_run_stays_finished() -> None:
     prefetcher = Prefetcher(batches, slow_sum, position=28)
     assert len(list(prefetcher)) == 2
     assert list(prefetcher) == []
+
+
+def test_each_thread_begins_as_it_is_told() -> None:
+    begun: set[str] = set()
+
+    def begin() -> None:
+        begun.add(threading.current_thread().name)
+
+    def has_begun(_: list[int]) -> bool:
+        return threading.current_thread().name in begun
+
+    with Prefetcher(batches, has_begun, depth=2, begin=begin) as prefetcher:
+        assert all(step.found for step in prefetcher)

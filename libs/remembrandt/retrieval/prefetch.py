@@ -39,6 +39,7 @@ class Prefetcher(Generic[BatchT, FoundT]):
         retrieve: what to retrieve for a batch, for example a strategy over a pool. It runs in threads.
         depth: batches ahead of the one in use; 0 retrieves when asked.
         position: number of the first batch.
+        begin: called in each of its threads before all else.
     """
 
     def __init__(
@@ -47,13 +48,14 @@ class Prefetcher(Generic[BatchT, FoundT]):
         retrieve: Callable[[BatchT], FoundT],
         depth: int = 2,
         position: int = 0,
+        begin: Callable[[], None] | None = None,
     ) -> None:
         assert depth >= 0 and position >= 0
         self.position = position
         self._batches: Iterator[BatchT] = iter(batches(position))
         self._retrieve, self._depth = retrieve, depth
         self._ahead: deque[tuple[BatchT, Future[FoundT]]] = deque()
-        self._threads = ThreadPoolExecutor(depth + 1, thread_name_prefix="prefetch")
+        self._threads = ThreadPoolExecutor(depth + 1, thread_name_prefix="prefetch", initializer=begin)
 
     def __iter__(self) -> Self:
         return self

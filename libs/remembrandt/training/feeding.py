@@ -4,7 +4,7 @@ Letters in names: B examples.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,8 +99,10 @@ class Plan:
             position += 1
 
 
-def feed_worker(feed: Feed, objective: Objective, plan: Plan, step: int, depth: int) -> Iterator[Fed]:
-    """This worker's batches from optimiser step `step` on, `depth` of them made ahead."""
+def feed_worker(
+    feed: Feed, objective: Objective, plan: Plan, step: int, depth: int, begin: Callable[[], None] | None = None
+) -> Iterator[Fed]:
+    """This worker's batches from optimiser step `step` on, `depth` of them made ahead by threads that call `begin`."""
 
     def make(micro: Micro) -> tuple[Tensors, float]:
         """The prepared batch, and the share of its time that went into retrieval."""
@@ -112,7 +114,7 @@ def feed_worker(feed: Feed, objective: Objective, plan: Plan, step: int, depth: 
         batch = objective.prepare(batch, micro.seeds_B)
         return batch, (retrieved - read) / max(time.perf_counter() - start, 1e-9)
 
-    with Prefetcher(plan.micros, make, depth, step * plan.accumulation) as prefetcher:
+    with Prefetcher(plan.micros, make, depth, step * plan.accumulation, begin) as prefetcher:
         for item in prefetcher:
             tensors, share = item.found
             waited = item.wait_seconds

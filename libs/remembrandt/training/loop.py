@@ -23,6 +23,7 @@ from remembrandt.generation.grid import sample_grid, to_images
 from remembrandt.models.folders import find_model
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
 from remembrandt.storage import Store, open_store
+from remembrandt.threads import compute_alone
 from remembrandt.training.attention import checkpointing_on
 from remembrandt.training.checkpoints import Position, load_checkpoint, read_position, save_checkpoint, unchanging
 from remembrandt.training.config import LoopConfig
@@ -134,7 +135,9 @@ class Trainer:
         """The parts of each step's batch that are this worker's, in order."""
         loop = self.loop
         plan = Plan(self.order, loop.batch_size, self.rank, loop.workers, loop.accumulation)
-        fed = feed_worker(self.feed, self.objective, plan, self.step, loop.prefetch)
+        # A GPU leaves the cores to those who make batches.
+        begin = compute_alone if self.device.type == "cpu" else None
+        fed = feed_worker(self.feed, self.objective, plan, self.step, loop.prefetch, begin)
         try:
             while self.step < loop.steps:
                 yield [next(fed) for _ in range(loop.accumulation)]
