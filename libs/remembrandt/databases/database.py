@@ -166,6 +166,8 @@ class Database:
         if isinstance(where, Filter | None):
             return self._index.search(normalise(queries), k, self._mask(where) if where else None)
         distinct, which_B = distinct_filters(where)
+        if not self._index.takes(len(distinct)):
+            return search_each(where, k, lambda places, own: self.search_embeddings(queries[places], k, own))
         masks = [self._mask(own) if own else None for own in distinct]
         return self._index.search_each(normalise(queries), k, masks, which_B)
 

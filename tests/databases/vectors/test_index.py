@@ -115,10 +115,15 @@ def test_a_mask_of_all_rows_changes_nothing(build, vectors, queries):
     )
 
 
-@pytest.mark.parametrize("factory", ["Flat", "IVF64,SQ8", "HNSW16,Flat"])
+def test_masks_of_their_own_are_taken_where_all_rows_are_compared_and_they_fit(build, vectors):
+    assert build(vectors, "Flat", 1700).takes(8_000)
+    assert not build(vectors, "Flat", 1700).takes(8_001)
+    assert not build(vectors, "IVF64,SQ8", 1700).takes(2)
+
+
 @pytest.mark.parametrize("shard_rows", [1700, 8000])
-def test_each_query_may_have_a_mask_of_its_own(factory, shard_rows, build, vectors, queries):
-    index = build(vectors, factory, shard_rows)
+def test_each_query_may_have_a_mask_of_its_own(shard_rows, build, vectors, queries):
+    index = build(vectors, "Flat", shard_rows)
     draws = np.random.default_rng(3).random((3, len(vectors)))
     one = np.arange(len(vectors)) == 5000
     masks = [None, draws[0] < 0.4, draws[1] < 0.01, np.zeros(len(vectors), bool), one, draws[2] < 2]

@@ -48,7 +48,7 @@ FEW_SHARE = 1e-3
 LEAST_COMPARED = 4096
 """Allowed rows that are compared at least (or all of them) under a mask: about half a millisecond a query."""
 _CHUNK_VALUES = 1 << 22
-_MASKS_KEPT, _MASK_BYTES = 8, 1_000_000
+_MASKS_KEPT, _MASK_BYTES, _MASKS_BYTES = 8, 1_000_000, 64_000_000
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,10 @@ class VectorIndex:
         parts = parallel_rows(lambda part_BD: self._search_in_steps(part_BD, k, mask, available, step), queries)
         return stack_hits(parts)
 
+    def takes(self, masks: int) -> bool:
+        """Whether `search_each` takes so many: where every row is compared, and while they fit in memory together."""
+        return self._factory.exact and not self.plan.rerank and 0 < masks * self.rows <= _MASKS_BYTES
+
     def search_each(
         self,
         queries_BD: NDArray[np.float32],
@@ -141,19 +145,13 @@ class VectorIndex:
         masks: Sequence[NDArray[np.bool_] | None],
         which_B: NDArray[np.intp],
     ) -> Hits:
-        """As `search`, each query under a mask of its own: query b under `masks[which_B[b]]`.
+        """As `search`, each query under a mask of its own: query b under `masks[which_B[b]]`; if `takes` says so.
 
-        Where every row is compared, all queries are ordered together: a search of its own for each mask would take as
-        long again to order its few candidates as to find them.
+        All queries are ordered together: a search for each mask would take as long again to order its few candidates
+        as to find them.
         """
+        assert self.takes(len(masks))
         queries = np.ascontiguousarray(queries_BD, dtype=np.float32)
-        if not self._factory.exact or self.plan.rerank or not self.rows:
-            found = Hits(np.full((len(queries), k), PAD_ID, np.int64), np.full((len(queries), k), -np.inf, np.float32))
-            for number, allowed in enumerate(masks):
-                (places,) = np.nonzero(which_B == number)
-                hits = self.search(queries[places], k, allowed)
-                found.ids[places], found.scores[places] = hits.ids, hits.scores
-            return found
         for allowed in masks:
             self._check(queries, k, allowed)
         kept = [None if allowed is None else self._mask(allowed) for allowed in masks]
