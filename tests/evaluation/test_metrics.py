@@ -18,12 +18,11 @@ def test_frechet_distance_of_known_normals() -> None:
 
 def test_precision_falls_for_outliers_and_recall_for_copies() -> None:
     real = normal(400, 3, 0)
-    same = precision_recall(real, normal(400, 3, 1))
-    assert min(same) > 0.85
-    narrow = precision_recall(real, normal(400, 3, 1, scale=0.2))
-    assert narrow[0] > 0.95 and narrow[1] < 0.5
-    wide = precision_recall(real, normal(400, 3, 1, scale=4.0))
-    assert wide[0] < 0.4
+    same, narrow, wide = (precision_recall(real, normal(300, 3, 1, scale=scale)) for scale in (1.0, 0.2, 4.0))
+    assert min(same[0].mean, same[1].mean) > 0.85
+    assert narrow[0].low > 0.9 and narrow[1].high < 0.5
+    assert wide[0].high < 0.5
+    assert (same[0].count, same[1].count) == (300, 400), "precision is of samples, recall of real pictures"
 
 
 def test_a_bootstrap_interval_covers_the_mean_about_as_often_as_it_says() -> None:

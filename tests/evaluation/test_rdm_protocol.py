@@ -75,7 +75,9 @@ def test_all_claims_are_measured_shown_and_not_measured_twice(
     ]
     for quality in qualities:
         assert quality["frechet_distance_mobilenet"] > 1, "random weights draw noise"
-        assert 0 <= quality["precision"] <= 1 and 0 <= quality["recall"] <= 1
+        for space in ("mobilenet", "clip"):
+            for share in (quality[space]["precision"], quality[space]["recall"]):
+                assert 0 <= share["low"] <= share["mean"] <= share["high"] <= 1
     assert set(report["guidance"]) == {"entities", "1", "2"}
     pages = sorted(path.stem for path in (tmp_path / "report" / "parts").glob("*.html"))
     assert pages == ["baseline", "guidance", "neighbours", "swap", "top_m"]

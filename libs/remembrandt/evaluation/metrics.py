@@ -63,13 +63,16 @@ def frechet_distance(real_ND: Values, samples_MD: Values) -> float:
     return float(gap + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * mixed)
 
 
-def precision_recall(real_ND: Values, samples_MD: Values, k: int = 3) -> tuple[float, float]:
-    """Improved precision and recall (Kynkäänniemi et al. 2019): shares that lie within the other set's k-NN balls."""
+def precision_recall(real_ND: Values, samples_MD: Values, k: int = 3) -> tuple[Interval, Interval]:
+    """Improved precision and recall (Kynkäänniemi et al. 2019): shares that lie within the other set's k-NN balls.
+
+    The interval of each is over the pictures that are counted, the other set being what it is.
+    """
     real, samples = (np.asarray(x, dtype=np.float64) for x in (real_ND, samples_MD))
     between = _distances(samples, real)
-    precision = (between <= _radii(real, k)[None, :]).any(axis=1).mean()
-    recall = (_radii(samples, k)[None, :] >= between.T).any(axis=1).mean()
-    return float(precision), float(recall)
+    precision = (between <= _radii(real, k)[None, :]).any(axis=1)
+    recall = (_radii(samples, k)[None, :] >= between.T).any(axis=1)
+    return bootstrap(precision), bootstrap(recall)
 
 
 def train_probe(features_ND: Values, labels: list[str], seed: int = 0) -> tuple[Callable[[Values], list[str]], float]:

@@ -4,7 +4,7 @@ Letters in names: N real pictures, M samples, D features.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from remembrandt.configuration import Config
 from remembrandt.data.decode import to_square
 from remembrandt.databases.database import Database
 from remembrandt.diffusion.samplers import SamplerConfig
+from remembrandt.encoders.base import normalise
 from remembrandt.errors import SourceError
 from remembrandt.evaluation.claims import draw_in_parts, measure_claims
 from remembrandt.evaluation.features import MobileNetFeatures
@@ -140,8 +141,9 @@ class RdmProtocol:
 
     def sweep_top_m(self) -> dict[str, Any]:
         """Samples without text and guidance for several m: Fréchet distance, precision and recall (P1 Fig. 13a)."""
-        real = self.features(self._drawings(None, self.config.unconditional))
-        report: dict[str, Any] = {"pictures": self.config.unconditional, "real_pictures": len(real)}
+        drawings = self._drawings(None, self.config.unconditional)
+        real = self._spaces(drawings)
+        report: dict[str, Any] = {"pictures": self.config.unconditional, "real_pictures": len(drawings)}
         for m in self.config.top_m:
             requests = [self._unconditional(m, seed) for seed in range(self.config.unconditional)]
             unguided = [request.model_copy(update={"guidance_scale": 1.0}) for request in requests]
@@ -168,7 +170,7 @@ class RdmProtocol:
         """Unconditional RDM against the model without retrieval (P1 Fig. 6), whichever way it falls."""
         assert self.config.baseline is not None
         count = self.config.unconditional
-        real = self.features(self._drawings(None, count))
+        real = self._spaces(self._drawings(None, count))
         own = self._draw([self._unconditional(1.0, seed) for seed in range(count)], "RDM")
         other = Generator(RdmSampler.load(self.config.baseline), Path(self.config.baseline).name)
         requests = [PictureRequest(seed=seed, sampler=self.config.sampler) for seed in range(count)]
@@ -179,11 +181,18 @@ class RdmProtocol:
         }
         return {"parameters": sizes, "RDM": self._quality(real, own), "baseline": self._quality(real, theirs)}
 
-    def _quality(self, real_ND: np.ndarray[Any, Any], pictures: Sequence[Picture]) -> dict[str, float]:
-        samples = self.features([picture.image for picture in pictures])
-        precision, recall = precision_recall(real_ND, samples)
-        distance = frechet_distance(real_ND, samples)
-        return {"frechet_distance_mobilenet": distance, "precision": precision, "recall": recall}
+    def _spaces(self, images: Sequence[Image.Image]) -> dict[str, np.ndarray[Any, Any]]:
+        """Features by name: a network's that learned photographs, and directions in CLIP, which knows the drawings."""
+        return {"mobilenet": self.features(images), "clip": normalise(self.database.encoder.encode_images(images))}
+
+    def _quality(self, real: Mapping[str, np.ndarray[Any, Any]], pictures: Sequence[Picture]) -> dict[str, Any]:
+        samples = self._spaces([picture.image for picture in pictures])
+        distance = frechet_distance(real["mobilenet"], samples["mobilenet"])
+        report: dict[str, Any] = {"frechet_distance_mobilenet": distance}
+        for name in samples:
+            precision, recall = precision_recall(real[name], samples[name])
+            report[name] = {"precision": asdict(precision), "recall": asdict(recall)}
+        return report
 
     def _draw(self, requests: Sequence[PictureRequest], what: str, generator: Generator | None = None) -> list[Picture]:
         pictures = draw_in_parts((generator or self.generator).generate, requests, self.config.batch, what)
