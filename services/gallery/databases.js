@@ -1,6 +1,6 @@
 /** Databases: which there are, and new ones of one's own pictures. */
 
-import { ApiError, askJson } from "./api.js";
+import { ApiError, ask, askJson } from "./api.js";
 import { byId, count, h, say } from "./dom.js";
 import { captionOf } from "./exemplars.js";
 import { chooseDatabase, contents, showChoices } from "./settings.js";
@@ -45,9 +45,31 @@ function show() {
       byId("databases").querySelector('[aria-pressed="true"]')?.focus();
     });
     const text = h("div", {}, h("strong", {}, own.name), h("span", { class: "facts" }, `${kind} · ${contents(own)}`));
-    return h("li", {}, text, use);
+    const buttons = h("div", { class: "line" }, own.shared ? null : removeButton(own), use);
+    return h("li", {}, text, buttons);
   });
   byId("databases").replaceChildren(...entries);
+}
+
+function removeButton(own) {
+  const what = own.view_of ? "the view" : "the database and its pictures";
+  const onclick = () => {
+    if (confirm(`Delete ${own.name}? It removes ${what} for everybody with your keys, and cannot be undone.`)) remove(own);
+  };
+  return h("button", { type: "button", class: "quiet", "aria-label": `Delete ${own.name}`, onclick }, "Delete");
+}
+
+async function remove(own) {
+  say(byId("databases-error"), "");
+  try {
+    await ask(`v1/databases/${encodeURIComponent(own.id)}`, { method: "DELETE" });
+    say(byId("databases-status"), `${own.name} is deleted.`);
+    await loadDatabases();
+    byId("databases-status").focus();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    say(byId("databases-error"), error.message);
+  }
 }
 
 async function upload() {

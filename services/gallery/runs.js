@@ -141,6 +141,8 @@ function describe(body) {
   const parts = [];
   if (body.database !== undefined) parts.push(databaseName(body.database));
   if (body.strategy) parts.push(body.strategy.replaceAll("_", " "));
+  if (body.top_m !== undefined) parts.push(`top-m ${body.top_m}`);
+  if (body.pool_size !== undefined) parts.push(`pool of ${body.pool_size}`);
   const { kind, scale, text_weight, neighbor_weight, eta } = body.guidance;
   if (kind === "classifier_free") parts.push(`s ${scale}`);
   else if (kind === "joint") parts.push(`joint, w ${text_weight}`);

@@ -40,6 +40,7 @@ export function startSettings() {
   });
   byId("model").addEventListener("change", () => showModel());
   byId("strategy").addEventListener("change", showStrategy);
+  byId("prompt").addEventListener("input", showOwnSettings);
   byId("steps").addEventListener("input", showSteps);
   byId("database").addEventListener("change", () => {
     state.database = byId("database").value;
@@ -105,6 +106,7 @@ function showStrategy() {
     ? `After your exemplars${paintsWords ? " and your words" : ": the words are not used"}.`
     : "Neighbours of your words; without words, what is typical of the database.";
   byId("strategy-hint").textContent = name === "" ? automatic : (STRATEGIES[name]?.[1] ?? "");
+  showOwnSettings();
   byId("num-neighbors").disabled = WITHOUT_COUNT.includes(name) || (name === "" && given > 0);
   const isUsed = WITH_EXEMPLARS.includes(name);
   byId("chips").classList.toggle("unused", given > 0 && !isUsed);
@@ -116,6 +118,22 @@ function showStrategy() {
           ? automatic
           : STRATEGIES[name][1]
         : `Not used by the strategy “${STRATEGIES[name][0]}”: choose automatic.`;
+}
+
+/** The strategy that a request comes to: without a name, an RDM's service chooses by what there is. */
+function comesTo() {
+  const name = byId("strategy").value;
+  if (name !== "" || model()?.kind !== "rdm" || exemplarsHere().length > 0) return name;
+  return byId("prompt").value.trim() === "" ? "pseudo_query" : "neighbors";
+}
+
+/** Settings that one strategy alone has. */
+const OWN_SETTINGS = { pseudo_query: "top-m", class_pool: "pool-size" };
+
+function showOwnSettings() {
+  for (const [strategy, id] of Object.entries(OWN_SETTINGS)) {
+    byId(`${id}-field`).hidden = byId(id).disabled = strategy !== comesTo();
+  }
 }
 
 /** Pinning something says that it is wanted: a strategy that would ignore it makes way. */
@@ -148,10 +166,13 @@ export function requestBody() {
     stream: true,
     partial_images: 3,
     steps: byId("steps").valueAsNumber,
+    solver: byId("solver").value,
     guidance: guidanceBody(),
   };
   if (strategy !== "") body.strategy = strategy;
   if (strategy !== "none" && state.database !== "") body.database = state.database;
+  if (!byId("top-m").disabled) body.top_m = Number(byId("top-m").value);
+  if (!byId("pool-size").disabled) body.pool_size = byId("pool-size").valueAsNumber;
   if (!byId("num-neighbors").disabled) body.num_neighbors = byId("num-neighbors").valueAsNumber;
   if (isSeedHeld() && byId("seed").value !== "") body.seed = byId("seed").valueAsNumber;
   if (WITH_EXEMPLARS.includes(strategy) && exemplarsHere().length > 0) body.exemplars = exemplarBodies();
@@ -170,6 +191,9 @@ export function restore(body) {
   byId("count").value = body.n;
   byId("steps").value = body.steps;
   showSteps();
+  byId("solver").value = body.solver;
+  if (body.top_m !== undefined) byId("top-m").value = body.top_m;
+  if (body.pool_size !== undefined) byId("pool-size").value = body.pool_size;
   if (body.num_neighbors !== undefined) showNeighbors(body.num_neighbors);
   setGuidance(body.guidance);
   if (body.database !== undefined && body.database !== state.database) chooseDatabase(body.database);

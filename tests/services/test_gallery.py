@@ -386,6 +386,42 @@ def test_own_pictures_become_a_database_and_markup_stays_text(page: Page) -> Non
     expect(run.locator("h2")).to_have_text(MARKUP)
     assert MARKUP in run.locator(".tile-caption").all_inner_texts()
     expect(run.locator('img[src="x"]')).to_have_count(0)
+    page.click("#tab-databases")
+    expect(page.get_by_role("button", name="Delete drawings")).to_have_count(0)
+    delete = page.get_by_role("button", name="Delete mine")
+    page.once("dialog", lambda dialog: dialog.dismiss())
+    delete.click()
+    expect(delete).to_be_visible()
+    page.once("dialog", lambda dialog: dialog.accept())
+    delete.click()
+    expect(page.locator("#databases-status")).to_have_text("mine is deleted.")
+    expect(delete).to_have_count(0)
+    assert "mine" not in page.locator("#database").inner_text()
+    body, _ = paint(page, "a red circle")
+    assert body["database"] == "drawings"
+
+
+def test_a_strategy_shows_the_settings_that_it_alone_has(page: Page) -> None:
+    top_m, pool = page.locator("#top-m"), page.locator("#pool-size")
+    expect(top_m).to_be_visible()
+    expect(pool).to_be_hidden()
+    top_m.select_option("0.01")
+    with page.expect_request("**/v1/images/generations") as sent:
+        page.click("#go")
+    body = sent.value.post_data_json
+    assert (body["top_m"], body["solver"]) == (0.01, "dpm_solver++") and "strategy" not in body
+    expect(page.locator("#error")).to_contain_text("has no proposal")  # this small database knows no train set
+    page.fill("#prompt", "a red circle")
+    expect(top_m).to_be_hidden()
+    page.select_option("#strategy", "class_pool")
+    page.select_option("#solver", "ddim")
+    pool.fill("8")
+    body, run = paint(page)
+    assert (body["pool_size"], body["solver"]) == (8, "ddim") and "top_m" not in body
+    expect(run.locator(".facts").first).to_contain_text("pool of 8")
+    pool.fill("30")
+    body, _ = paint(page, button=".run .again")
+    assert body["pool_size"] == 8, "painting again is with the settings of that run"
 
 
 def test_re_imagen_has_its_own_guidance(page: Page) -> None:
