@@ -14,6 +14,7 @@ from openai import OpenAI
 from PIL import Image
 
 from remembrandt.generation import read_record
+from remembrandt.serving.telemetry import RequestParts
 from tests.support.pictures import draw, drawings
 from tests.support.service import Client, Service
 
@@ -297,6 +298,19 @@ def test_every_answer_has_a_request_id_and_the_audit_log_has_it_too(alice: Clien
     assert made.json()["key"] not in alice.get("/v1/keys").text
 
 
+def test_an_answer_says_where_its_time_went(alice: Client) -> None:
+    answers = {
+        "find sample write": alice.paint(),
+        "find": alice.post("/v1/databases/drawings/search", json={"text": "a red circle"}),
+        "": alice.get("/v1/models"),
+    }
+    for names, answer in answers.items():
+        timing = [part.split(";dur=") for part in answer.headers["server-timing"].split(", ")]
+        assert [name for name, _ in timing] == [*names.split(), "total"]
+        *parts, total = (float(milliseconds) for _, milliseconds in timing)
+        assert all(part > 0.1 for part in parts) and sum(parts) <= total + 1
+
+
 def test_a_body_that_is_too_large_is_refused_while_it_comes(alice: Client) -> None:
     answer = alice.post("/v1/images/generations", content=b" " * 4_000_000)
     assert answer.status_code == 413
@@ -310,7 +324,7 @@ def test_a_client_that_leaves_frees_the_sampler(service: Service, alice: Client)
 
         served = service.client.app.state.services  # type: ignore[attr-defined]
         principal = await served.principal(alice.key)
-        caller = Caller(principal, "leaving")
+        caller = Caller(principal, "leaving", RequestParts())
         body = GenerationBody(prompt="a circle", n=4, steps=900, stream=True, partial_images=1)
         events = _make(await _check(body, served, caller), served, caller)
         await anext(events)

@@ -13,11 +13,11 @@ PROGRAM = """
 import sys
 from opentelemetry import trace
 from remembrandt.serving.config import TelemetryConfig
-from remembrandt.serving.telemetry import request_span, span, trace_to
+from remembrandt.serving.telemetry import RequestParts, request_span, trace_to
 
 trace_to(TelemetryConfig(otlp_endpoint=sys.argv[1]), "ingress")
 with request_span("POST", "/v1/images/generations", {"traceparent": sys.argv[2]}, "abc"):
-    with span("sample", model="rdm"):
+    with RequestParts().part("sample", model="rdm"):
         pass
 trace.get_tracer_provider().shutdown()
 """

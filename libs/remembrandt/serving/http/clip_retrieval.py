@@ -37,7 +37,8 @@ async def knn(body: KnnBody, served: Served, caller: Reader) -> Any:
     text = body.text if image is None and embedding is None else None
     count = max(body.num_images, min(body.num_result_ids or 0, 1000))
     query = Query(ref_of(entry), count, text=text, image=image if embedding is None else None, embedding=embedding)
-    found = await served.backend.retrieval.search(query)
+    with caller.parts.part("find"):
+        found = await served.backend.retrieval.search(query)
     # A response of its own: FastAPI would look at every field of every row once more.
     return JSONResponse(
         [

@@ -129,7 +129,8 @@ async def search(database: Name, body: SearchBody, served: Served, caller: Reade
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
     embedding = None if body.embedding is None else tuple(body.embedding)
     query = SearchQuery(ref, body.k, body.text, image, body.bm25, body.row, embedding)
-    found = await served.backend.retrieval.search(query)
+    with caller.parts.part("find"):
+        found = await served.backend.retrieval.search(query)
     rows = [neighbor_answer(served, caller.tenant_id, entry, found.version, row) for row in found.rows]
     return SearchAnswer(database=entry.name, version=found.version, rows=rows)
 

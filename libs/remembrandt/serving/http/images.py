@@ -29,7 +29,6 @@ from remembrandt.serving.metrics import images_made
 from remembrandt.serving.models import ServedModel
 from remembrandt.serving.painting import Drawing, Pixels
 from remembrandt.serving.requests import choose_model, picture_requests
-from remembrandt.serving.telemetry import span
 from remembrandt.serving.types import (
     GenerationAnswer,
     GenerationBody,
@@ -128,7 +127,7 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
     requests = await asyncio.to_thread(picture_requests, *parts) if brings_pictures else picture_requests(*parts)
     lease_seconds = asked.deadline + _MARGIN_SECONDS
     async with leased(served.quotas, caller.principal, len(requests), lease_seconds) as lease:
-        with span("find", model=name, pictures=len(requests)):
+        with caller.parts.part("find", model=name, pictures=len(requests)):
             found = await served.backend.retrieval.find(name, requests)
         await lease.taken()
         contexts = []
@@ -143,7 +142,7 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
         ]
         wanted = (asked.body.partial_images or 0) if asked.body.stream else 0
         pictures: list[Pixels] = []
-        with span("sample", model=name, pictures=len(requests)):
+        with caller.parts.part("sample", model=name, pictures=len(requests)):
             async with aclosing(served.backend.draw(name, drawings, max(left, 0.1), partials=wanted > 0)) as drawn:
                 async for event in drawn:
                     if isinstance(event, Partial):
@@ -151,7 +150,9 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
                     else:
                         pictures = event
         lease.give_back(painted=len(pictures))
-        yield await _answer(asked, served, caller, pictures, [own.record for own in contexts])
+        with caller.parts.part("write"):
+            answer = await _answer(asked, served, caller, pictures, [own.record for own in contexts])
+        yield answer
         images_made(caller.principal.tenant_name, name, len(pictures))
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from remembrandt.serving.metrics import request_done
-from remembrandt.serving.telemetry import request_span
+from remembrandt.serving.telemetry import RequestParts, request_span
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 log = logging.getLogger("remembrandt.requests")
@@ -40,7 +40,8 @@ class RequestScope:
         given = headers.get("x-request-id", "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         state = scope.setdefault("state", {})
-        state["request_id"] = request_id
+        parts = RequestParts()
+        state["request_id"], state["parts"] = request_id, parts
         start, status, received = time.perf_counter(), 500, 0
 
         async def limited() -> Message:
@@ -58,6 +59,7 @@ class RequestScope:
                 status = message["status"]
                 own = MutableHeaders(scope=message)
                 own["x-request-id"] = request_id
+                own["server-timing"] = parts.server_timing(time.perf_counter() - start)
                 own.setdefault("x-content-type-options", "nosniff")
                 own.setdefault("referrer-policy", "no-referrer")
             await send(message)
@@ -79,6 +81,7 @@ class RequestScope:
                         "route": route,
                         "status": status,
                         "seconds": round(seconds, 4),
+                        "parts": {name: round(part, 4) for name, part in parts.seconds.items()},
                         "tenant": tenant,
                         "bytes_in": received,
                     }

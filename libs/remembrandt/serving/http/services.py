@@ -32,6 +32,7 @@ from remembrandt.serving.errors import NotFoundError
 from remembrandt.serving.models import ServedModel, served_models
 from remembrandt.serving.provenance import Provenance
 from remembrandt.serving.signing import Signer
+from remembrandt.serving.telemetry import RequestParts
 
 KeyT = TypeVar("KeyT")
 ResultT = TypeVar("ResultT")
@@ -159,6 +160,7 @@ class Caller:
 
     principal: Principal
     request_id: str
+    parts: RequestParts
 
     @property
     def tenant_id(self) -> str:
@@ -221,7 +223,7 @@ def caller_with(scope: Scope) -> Callable[..., Any]:
             raise NotAllowedError(f"this key does not have the scope '{scope}'", 403)
         if principal.limits.requests_per_minute:
             await asyncio.to_thread(served.rates.check, principal)
-        return Caller(principal, request.state.request_id)
+        return Caller(principal, request.state.request_id, request.state.parts)
 
     return caller
 
