@@ -70,9 +70,9 @@ def precision_recall(real_ND: Values, samples_MD: Values, k: int = 3) -> tuple[I
     """
     real, samples = (np.asarray(x, dtype=np.float64) for x in (real_ND, samples_MD))
     between = _distances(samples, real)
-    precision = (between <= _radii(real, k)[None, :]).any(axis=1)
-    recall = (_radii(samples, k)[None, :] >= between.T).any(axis=1)
-    return bootstrap(precision), bootstrap(recall)
+    precision_M = np.any(between <= _radii(real, k)[None, :], axis=1)
+    recall_N = np.any(_radii(samples, k)[None, :] >= between.T, axis=1)
+    return bootstrap(precision_M.astype(np.float64)), bootstrap(recall_N.astype(np.float64))
 
 
 def train_probe(features_ND: Values, labels: list[str], seed: int = 0) -> tuple[Callable[[Values], list[str]], float]:
