@@ -172,7 +172,7 @@ def live(values: dict[str, Any], uri: str, rounds: int) -> str:
         precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
         stage = values["stages"][size]
         loop = {**stage["loop"], "steps": steps_for(rounds, 2), "checkpoint_every": 10**6, "sample_every": 0}
-        asked = {**values["neighbors"], "database": rows}
+        asked = {**values["neighbors"], "database": rows, "remember": False}  # as in the first epoch
         common = {
             **values,
             "train_set": rows,

@@ -49,7 +49,7 @@ from tests.benchmarks.turns import WARM_UP, Loop, Taken, Turn, ratio, run_in_tur
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
 MILLION, PART, BATCH = 1_000_000, 100_000, 64
 OURS = "ours"
-KEPT, LIVE, FAR = "precomputed", "live", "live, 1M rows"
+KEPT, LIVE, FAR, LATER = "precomputed", "live, first epoch", "live, first epoch, 1M rows", "live, later epochs"
 STARTS = 3
 """Processes of the same loop differ by some hundredths for as long as they live."""
 
@@ -66,7 +66,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         jobs, pools = prepare(arguments, Path(scratch))
         try:
-            blocks = [run_in_blocks(with_steps(jobs, steps_for(arguments.rounds, len(jobs)))) for _ in range(STARTS)]
+            timed = with_steps(jobs, steps_for(arguments.rounds, len(jobs)))
+            blocks = [run_in_blocks(timed, after=[LATER]) for _ in range(STARTS)]
             starts = [run_in_turns(loops(jobs[KEPT], WARM_UP + arguments.steps)) for _ in range(STARTS)]
         finally:
             for pool in pools:
@@ -83,9 +84,9 @@ def main() -> None:
 
 def live(blocks: Sequence[Mapping[str, Taken]]) -> list[str]:
     """What is said of live neighbours, from several starts."""
-    waits = [wait for start in blocks for name in (LIVE, FAR) for wait in start[name].waits]
+    waits = [wait for start in blocks for name in (LIVE, FAR, LATER) for wait in start[name].waits]
     rows = []
-    for name in (KEPT, LIVE, FAR):
+    for name in (KEPT, LIVE, FAR, LATER):
         own, kept = ([step for start in blocks for step in start[which].seconds] for which in (name, KEPT))
         each = [ratio(start[name].seconds, start[KEPT].seconds) for start in blocks]
         rows.append(
@@ -168,14 +169,18 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Rdm
     }
     million = million_rows(arguments.database, arguments.work or scratch)
     far = {**near, "name": "million", "neighbors": {**asked, "database": {"uri": million}, "same": None}}
+    # In its first epoch nothing is remembered yet.
+    first = {
+        name: {**own, "neighbors": {**own["neighbors"], "remember": False}}
+        for name, own in {LIVE: near, FAR: far}.items()
+    }
     configs = {
-        name: parse_config(TrainRdmConfig, own, "bench") for name, own in {KEPT: disk, LIVE: near, FAR: far}.items()
+        name: parse_config(TrainRdmConfig, own, "bench") for name, own in {KEPT: disk, **first, LATER: near}.items()
     }
     fill_cache(latent_cache(configs[LIVE]), TrainSet.open(configs[LIVE].train_set))
-    pools = {
-        name: RetrievalPool.start(uri, num_cpus=0.25) for name, uri in {LIVE: arguments.database, FAR: million}.items()
-    }
-    return {name: RdmJob(config, pools.get(name)) for name, config in configs.items()}, list(pools.values())
+    here, there = (RetrievalPool.start(uri, num_cpus=0.25) for uri in (arguments.database, million))
+    pools = {LIVE: here, FAR: there, LATER: here}
+    return {name: RdmJob(config, pools.get(name)) for name, config in configs.items()}, [here, there]
 
 
 def settled() -> str:

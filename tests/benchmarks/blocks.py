@@ -4,7 +4,7 @@ Processes of one loop differ by some hundredths for as long as they live (where 
 for which). Here the network, its memory and its threads are the same; only where the neighbours come from changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -19,6 +19,7 @@ from remembrandt.training.job import TrainJob
 from remembrandt.training.order import Order
 from tests.benchmarks.turns import WARM_UP, Taken, Turn, run_in_turns, train_fed
 
+_AT_ONCE = 256
 BLOCK = 8
 """Steps until the next feed. Each is fed ahead; its last steps, in which another's batches are made, do not count."""
 
@@ -56,14 +57,15 @@ class FeedInBlocks:
             feed.close()
 
 
-def run_in_blocks(jobs: Mapping[str, TrainJob]) -> dict[str, Taken]:
+def run_in_blocks(jobs: Mapping[str, TrainJob], after: Collection[str] = ()) -> dict[str, Taken]:
     """Trains one network, fed as each of the jobs says in turn; the steps of each that count, pairs beside each other.
 
     Args:
         jobs: of the same network and train set; the first one's loop counts. The first round is a warm-up.
+        after: those of them that have been through the train set before.
     """
     loop = next(iter(jobs.values())).loop
-    whole = run_in_turns({"blocks": partial(_train, tuple(jobs.values()))})["blocks"]
+    whole = run_in_turns({"blocks": partial(_train, jobs, after)})["blocks"]
     counted = {name: Taken() for name in jobs}
     for step in range(len(jobs) * BLOCK, loop.steps):
         if step % BLOCK < BLOCK - loop.prefetch:
@@ -78,6 +80,11 @@ def steps_for(rounds: int, kinds: int) -> int:
     return (rounds + 1) * kinds * BLOCK
 
 
-def _train(jobs: Sequence[TrainJob], turn: Turn) -> None:
-    objectives, feeds = zip(*(job.build(torch.device("cpu")) for job in jobs), strict=True)
-    train_fed(jobs[0], objectives[0], FeedInBlocks(feeds, jobs[0].loop), turn)
+def _train(jobs: Mapping[str, TrainJob], after: Collection[str], turn: Turn) -> None:
+    objectives, feeds = zip(*(job.build(torch.device("cpu")) for job in jobs.values()), strict=True)
+    for name, feed in zip(jobs, feeds, strict=True):
+        for first in range(0, feed.num_examples, _AT_ONCE) if name in after else ():
+            indices = np.arange(first, min(first + _AT_ONCE, feed.num_examples))
+            feed.retrieve(indices, feed.read(indices))
+    whole = next(iter(jobs.values()))
+    train_fed(whole, objectives[0], FeedInBlocks(feeds, whole.loop), turn)

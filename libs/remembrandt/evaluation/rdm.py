@@ -68,7 +68,7 @@ class RdmProtocolConfig(Config):
 
 
 class RdmProtocol:
-    """Draws what each claim needs, measures it, and writes report.json and report.html to `out`."""
+    """Draws what each claim needs, measures it, and writes report.json to `out`, and below `parts` a page of each."""
 
     def __init__(self, config: RdmProtocolConfig) -> None:
         self.config, self.ref = config, DatabaseRef(uri=config.database)

@@ -35,6 +35,8 @@ class NeighborsConfig(Config):
         exclude: what is never a neighbour of an example.
         same: a column that neighbours share with their example, for all or for a share of the examples: from
             neighbours of one style the model learns to take the style, from those of many the thing.
+        remember: live: ask for each example once, since the pinned version answers the same in every later epoch. It
+            takes 8·k bytes an example in each worker; answers of more than 1 GiB are not remembered.
         pool: how the live pool is spread (fields of `PoolConfig`).
     """
 
@@ -45,6 +47,7 @@ class NeighborsConfig(Config):
     num_neighbors: int = Field(4, ge=1)
     exclude: ExclusionConfig = ExclusionConfig()
     same: SameConfig | None = None
+    remember: bool = True
     pool: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -90,6 +93,33 @@ class LiveNeighbors:
         return Identities.of_database(self._train_set.database)
 
 
+class RememberedNeighbors:
+    """Asks another source for each example once.
+
+    Several threads may ask: what two of them find out at the same time is the same.
+    """
+
+    LIMIT_BYTES = 1 << 30
+
+    def __init__(self, source: NeighborSource, num_examples: int, num_neighbors: int) -> None:
+        self._source = source
+        self._ids_NK = np.empty((num_examples, num_neighbors), np.int64)
+        self._known_N = np.zeros(num_examples, np.bool_)
+
+    @classmethod
+    def fits(cls, num_examples: int, num_neighbors: int) -> bool:
+        """Whether so many answers are few enough to be kept."""
+        return 8 * num_examples * num_neighbors <= cls.LIMIT_BYTES
+
+    def ids(self, indices_B: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the protocol says."""
+        new_U = indices_B[~self._known_N[indices_B]]
+        if len(new_U):
+            self._ids_NK[new_U] = self._source.ids(new_U)
+            self._known_N[new_U] = True
+        return self._ids_NK[indices_B]
+
+
 class PrecomputedNeighbors:
     """Reads ids that were computed before, kept in memory: 8·k bytes an example."""
 
@@ -113,7 +143,9 @@ def open_neighbors(
 ) -> NeighborSource:
     """Live where there is a pool, else precomputed."""
     if pool is not None:
-        return LiveNeighbors(train_set, pool, database, config)
+        live = LiveNeighbors(train_set, pool, database, config)
+        is_kept = config.remember and RememberedNeighbors.fits(len(train_set), config.num_neighbors)
+        return RememberedNeighbors(live, len(train_set), config.num_neighbors) if is_kept else live
     return PrecomputedNeighbors(train_set, open_precomputed(config, train_set, database), config.num_neighbors)
 
 
