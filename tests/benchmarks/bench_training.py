@@ -49,7 +49,9 @@ from tests.benchmarks.turns import WARM_UP, Loop, Taken, Turn, ratio, run_in_tur
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_rdm" / "small.yaml"
 MILLION, PART, BATCH = 1_000_000, 100_000, 64
 OURS = "ours"
-KEPT, LIVE, FAR, LATER = "precomputed", "live, first epoch", "live, first epoch, 1M rows", "live, later epochs"
+KEPT = "precomputed"
+LIVE, FAR = "live, first epoch", "live, first epoch, 1M rows"
+LATER, FAR_LATER = "live, later epochs", "live, later epochs, 1M rows"
 STARTS = 3
 """Processes of the same loop differ by some hundredths for as long as they live."""
 
@@ -67,7 +69,7 @@ def main() -> None:
         jobs, pools = prepare(arguments, Path(scratch))
         try:
             timed = with_steps(jobs, steps_for(arguments.rounds, len(jobs)))
-            blocks = [run_in_blocks(timed, after=[LATER]) for _ in range(STARTS)]
+            blocks = [run_in_blocks(timed, after=[LATER, FAR_LATER]) for _ in range(STARTS)]
             starts = [run_in_turns(loops(jobs[KEPT], WARM_UP + arguments.steps)) for _ in range(STARTS)]
         finally:
             for pool in pools:
@@ -84,9 +86,9 @@ def main() -> None:
 
 def live(blocks: Sequence[Mapping[str, Taken]]) -> list[str]:
     """What is said of live neighbours, from several starts."""
-    waits = [wait for start in blocks for name in (LIVE, FAR, LATER) for wait in start[name].waits]
+    waits = [wait for start in blocks for name in list(start)[1:] for wait in start[name].waits]
     rows = []
-    for name in (KEPT, LIVE, FAR, LATER):
+    for name in blocks[0]:
         own, kept = ([step for start in blocks for step in start[which].seconds] for which in (name, KEPT))
         each = [ratio(start[name].seconds, start[KEPT].seconds) for start in blocks]
         rows.append(
@@ -175,11 +177,12 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Rdm
         for name, own in {LIVE: near, FAR: far}.items()
     }
     configs = {
-        name: parse_config(TrainRdmConfig, own, "bench") for name, own in {KEPT: disk, **first, LATER: near}.items()
+        name: parse_config(TrainRdmConfig, own, "bench")
+        for name, own in {KEPT: disk, **first, LATER: near, FAR_LATER: far}.items()
     }
     fill_cache(latent_cache(configs[LIVE]), TrainSet.open(configs[LIVE].train_set))
     here, there = (RetrievalPool.start(uri, num_cpus=0.25) for uri in (arguments.database, million))
-    pools = {LIVE: here, FAR: there, LATER: here}
+    pools = {LIVE: here, FAR: there, LATER: here, FAR_LATER: there}
     return {name: RdmJob(config, pools.get(name)) for name, config in configs.items()}, [here, there]
 
 
