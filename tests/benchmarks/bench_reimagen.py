@@ -33,9 +33,8 @@ from remembrandt.retrieval import RetrievalPool
 from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.reimagen import StageJob, TrainReimagenConfig, caches
-from tests.benchmarks.blocks import BLOCK, run_in_blocks, steps_for
+from tests.benchmarks.blocks import BLOCK, ratio_of_blocks, run_in_blocks, steps_for
 from tests.benchmarks.report import table, write_report
-from tests.benchmarks.turns import ratio
 
 CONFIG = Path(__file__).parents[2] / "jobs" / "configs" / "train_reimagen" / "tiny.yaml"
 BATCH, STEPS, NEIGHBORS, TOKENS, ROUNDS = 8, 20, 2, 24, 3
@@ -46,7 +45,7 @@ SEARCHES, QUERIES = 600, 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", nargs="+", default=[".demo/databases/emoji"])
-    parser.add_argument("--rounds", type=int, default=10, help="of blocks of training steps")
+    parser.add_argument("--rounds", type=int, default=24, help="of blocks of training steps")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(2)
@@ -171,7 +170,7 @@ def live(values: dict[str, Any], uri: str, rounds: int) -> str:
         }
         precompute_neighbors(parse_config(PrecomputeConfig, found, "bench"))
         stage = values["stages"][size]
-        loop = {**stage["loop"], "steps": steps_for(rounds, 2), "checkpoint_every": 10**6, "sample_every": 0}
+        loop = {**stage["loop"], "steps": steps_for(rounds), "checkpoint_every": 10**6, "sample_every": 0}
         asked = {**values["neighbors"], "database": rows, "remember": False}  # as in the first epoch
         common = {
             **values,
@@ -188,19 +187,17 @@ def live(values: dict[str, Any], uri: str, rounds: int) -> str:
         for cache in caches(alive, [size]):
             fill_cache(cache, TrainSet.open(cache.train_set))
         with RetrievalPool.start(uri, num_cpus=0.25) as pool:
-            jobs = {"precomputed": StageJob(stored, size, None), "live": StageJob(alive, size, pool)}
-            turns = run_in_blocks(jobs)
-        times = {name: turn.seconds for name, turn in turns.items()}
+            kept, live = run_in_blocks(StageJob(stored, size, None), StageJob(alive, size, pool))
     with Database.open(uri) as database:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
-    median = {name: statistics.median(own) for name, own in times.items()}
-    batch = stage["loop"]["batch_size"]
+    compared = ratio_of_blocks(live.seconds, kept.seconds)
     return (
-        f"Stage {size}, batch {batch}, BM25 {backend}: a step takes {median['precomputed'] * 1000:.0f} ms with "
-        f"precomputed and {median['live'] * 1000:.0f} ms with live neighbours, "
-        f"**{ratio(times['live'], times['precomputed']):.3f}** times as long (one process is fed by each in turn, "
-        f"{BLOCK} steps at a time; medians of {len(times['live'])} pairs)."
+        f"Stage {size}, batch {stage['loop']['batch_size']}, BM25 {backend}: a step takes "
+        f"{statistics.median(kept.seconds) * 1000:.0f} ms with precomputed and "
+        f"{statistics.median(live.seconds) * 1000:.0f} ms with live neighbours, **{compared:.3f}** times as long "
+        f"(one process is fed by each in turn, {BLOCK} steps at a time; median of {len(live.seconds) // BLOCK} pairs "
+        f"of means)."
     )
 
 

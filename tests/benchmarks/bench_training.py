@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_training --database .demo/databases/emoji [--first-stage FOLDER] [--work FOLDER]
 
 Live retrieval is measured from that database and from one of a million rows, which `--work` keeps for another run: its
-embeddings, and others scattered around them. One process trains with precomputed and live neighbours by turns, some
+embeddings, and others scattered around them. One process trains with precomputed and live neighbours by turns, eight
 steps each. Our loop and the plain one train the same U-Net with the same batch and precision, each in a process of its
-own, and take their steps in turns. Ratios are medians over pairs of steps. The plain loop has everything in memory,
+own, and take their steps in turns. Ratios are medians over pairs. The plain loop has everything in memory,
 draws its noise with torch.randn, averages its weights as ours does (torch's own average), and does nothing else; once
 more, it computes attention in float32 as ours does on a CPU, which shows what the rest of our loop costs.
 """
@@ -42,7 +42,7 @@ from remembrandt.training.feeds.cache import fill_cache
 from remembrandt.training.feeds.train_set import TrainSet
 from remembrandt.training.rdm import RdmJob, TrainRdmConfig, latent_cache
 from tests.benchmarks.bench_sampling import random_model
-from tests.benchmarks.blocks import BLOCK, run_in_blocks, steps_for
+from tests.benchmarks.blocks import BLOCK, ratio_of_blocks, run_in_blocks, steps_for
 from tests.benchmarks.report import table, write_report
 from tests.benchmarks.turns import WARM_UP, Loop, Taken, Turn, ratio, run_in_turns, trainer_of
 
@@ -51,7 +51,6 @@ MILLION, PART, BATCH = 1_000_000, 100_000, 64
 OURS = "ours"
 KEPT = "precomputed"
 LIVE, FAR = "live, first epoch", "live, first epoch, 1M rows"
-LATER, FAR_LATER = "live, later epochs", "live, later epochs, 1M rows"
 STARTS = 3
 """Processes of the same loop differ by some hundredths for as long as they live."""
 
@@ -61,15 +60,15 @@ def main() -> None:
     parser.add_argument("--database", default=".demo/databases/emoji")
     parser.add_argument("--first-stage", help="folder; a random one if absent: speed does not depend on it")
     parser.add_argument("--steps", type=int, default=20, help="of each loop, in each of its starts")
-    parser.add_argument("--rounds", type=int, default=8, help="of blocks of steps, in each start")
+    parser.add_argument("--rounds", type=int, default=6, help="of blocks of steps, in each start")
     parser.add_argument("--work", type=Path, help="keeps the database of a million rows here, for another run")
     arguments = parser.parse_args()
     connect()
     with tempfile.TemporaryDirectory() as scratch:
         jobs, pools = prepare(arguments, Path(scratch))
         try:
-            timed = with_steps(jobs, steps_for(arguments.rounds, len(jobs)))
-            blocks = [run_in_blocks(timed, after=[LATER, FAR_LATER]) for _ in range(STARTS)]
+            timed = with_steps(jobs, steps_for(arguments.rounds))
+            blocks = {name: [run_in_blocks(timed[KEPT], timed[name]) for _ in range(STARTS)] for name in (LIVE, FAR)}
             starts = [run_in_turns(loops(jobs[KEPT], WARM_UP + arguments.steps)) for _ in range(STARTS)]
         finally:
             for pool in pools:
@@ -84,26 +83,29 @@ def main() -> None:
     print(path.read_text())
 
 
-def live(blocks: Sequence[Mapping[str, Taken]]) -> list[str]:
-    """What is said of live neighbours, from several starts."""
-    waits = [wait for start in blocks for name in list(start)[1:] for wait in start[name].waits]
+def live(blocks: Mapping[str, Sequence[tuple[Taken, Taken]]]) -> list[str]:
+    """What is said of live neighbours, from several starts of each kind: steps with precomputed ones, and with them."""
     rows = []
-    for name in blocks[0]:
-        own, kept = ([step for start in blocks for step in start[which].seconds] for which in (name, KEPT))
-        each = [ratio(start[name].seconds, start[KEPT].seconds) for start in blocks]
+    for name, starts in blocks.items():
+        kept, own = ([step for start in starts for step in start[which].seconds] for which in (0, 1))
+        each = [ratio_of_blocks(start[1].seconds, start[0].seconds) for start in starts]
         rows.append(
             {
                 "neighbours": name,
                 "ms a step": f"{statistics.median(own) * 1000:.1f}",
-                "× precomputed": f"**{ratio(own, kept):.3f}**",
+                "precomputed": f"{statistics.median(kept) * 1000:.1f}",
+                "× precomputed": f"**{ratio_of_blocks(own, kept):.3f}**",
+                "a median step": f"{statistics.median(own) / statistics.median(kept):.3f}",
                 "by start": ", ".join(f"{value:.3f}" for value in each),
             }
         )
-    count = len(blocks[0][KEPT].seconds)
+    waits = [wait for starts in blocks.values() for _, own in starts for wait in own.waits]
+    count = len(blocks[LIVE][0][0].seconds)
     text = (
-        f"One process is fed by each in turn, {BLOCK} steps at a time; {len(blocks)} starts with {count} steps of each "
-        f"that count (batch {BATCH}, {settled()}, 2 threads); medians over pairs. Median wait for live neighbours: "
-        f"{statistics.median(waits) * 1000:.2f} ms."
+        f"One process is fed by either in turn, {BLOCK} steps at a time; {len(blocks[LIVE])} starts with {count} steps "
+        f"of each (batch {BATCH}, {settled()}, 2 threads). Neighbours of {BLOCK} steps are found at once, so their "
+        f"means are compared; × precomputed is the median over neighbouring blocks. Mean wait for live neighbours: "
+        f"{statistics.mean(waits) * 1000:.2f} ms. In later epochs nothing is asked for."
     )
     return ["## Live neighbours", table(rows), text]
 
@@ -176,13 +178,10 @@ def prepare(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str, Rdm
         name: {**own, "neighbors": {**own["neighbors"], "remember": False}}
         for name, own in {LIVE: near, FAR: far}.items()
     }
-    configs = {
-        name: parse_config(TrainRdmConfig, own, "bench")
-        for name, own in {KEPT: disk, **first, LATER: near, FAR_LATER: far}.items()
-    }
+    configs = {name: parse_config(TrainRdmConfig, own, "bench") for name, own in {KEPT: disk, **first}.items()}
     fill_cache(latent_cache(configs[LIVE]), TrainSet.open(configs[LIVE].train_set))
     here, there = (RetrievalPool.start(uri, num_cpus=0.25) for uri in (arguments.database, million))
-    pools = {LIVE: here, FAR: there, LATER: here, FAR_LATER: there}
+    pools = {LIVE: here, FAR: there}
     return {name: RdmJob(config, pools.get(name)) for name, config in configs.items()}, [here, there]
 
 
@@ -230,7 +229,7 @@ class PlainLoop:
         self._half = settled() == "autocast"
         generator = torch.Generator().manual_seed(0)
         indices = torch.randperm(feed.num_examples, generator=generator)[: self._size * steps].numpy()
-        batch = feed.retrieve(indices, feed.read(indices))
+        batch = feed.join(feed.read(indices), feed.find(indices))
         self._latents = batch["latents_BCHW"]
         self._neighbors = {name: values for name, values in batch.items() if name.startswith("neighbors")}
         feed.close()

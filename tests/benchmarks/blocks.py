@@ -2,9 +2,13 @@
 
 Processes of one loop differ by some hundredths for as long as they live (where their memory lies, which thread waits
 for which). Here the network, its memory and its threads are the same; only where the neighbours come from changes.
+
+Neighbours of eight steps, a block, are found at once while earlier steps are taken: those of the next block but one. So
+with two feeds in turn each finds its neighbours during steps of its own.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+import statistics
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -14,22 +18,24 @@ from PIL import Image
 
 from remembrandt.models.objective import Tensors
 from remembrandt.training.config import LoopConfig
-from remembrandt.training.feeding import Feed
+from remembrandt.training.feeding import FOUND_TOGETHER, Feed
 from remembrandt.training.job import TrainJob
 from remembrandt.training.order import Order
 from tests.benchmarks.turns import WARM_UP, Taken, Turn, run_in_turns, train_fed
 
-_AT_ONCE = 256
-BLOCK = 8
-"""Steps until the next feed. Each is fed ahead; its last steps, in which another's batches are made, do not count."""
+BLOCK = FOUND_TOGETHER
+"""Steps until the next feed."""
+_RAMP = FOUND_TOGETHER - 1
+"""A run first finds neighbours of 1, 2 and 4 steps."""
 
 
 class FeedInBlocks:
-    """A `Feed` whose neighbours come from several feeds of the same examples, a block of steps each."""
+    """A `Feed` whose neighbours come from two feeds of the same examples, a block of steps each."""
 
-    def __init__(self, feeds: Sequence[Feed], loop: LoopConfig) -> None:
+    def __init__(self, feeds: tuple[Feed, Feed], loop: LoopConfig) -> None:
         self.identity = feeds[0].identity
         self._feeds = feeds
+        self._batch_size = loop.batch_size
         order = Order(feeds[0].num_examples, loop.seed)
         self._steps = {order.batch(step, loop.batch_size).tobytes(): step for step in range(2 * loop.steps)}
 
@@ -39,13 +45,20 @@ class FeedInBlocks:
         return self._feeds[0].num_examples
 
     def read(self, indices_B: NDArray[np.int64]) -> Tensors:
-        """As the protocol says."""
-        return self._feeds[0].read(indices_B)
+        """As the protocol says, and which feed's batch it is."""
+        number = self._number(indices_B)
+        return {**self._feeds[number].read(indices_B), "feed": torch.tensor(number)}
 
-    def retrieve(self, indices_B: NDArray[np.int64], batch: Tensors) -> Tensors:
-        """As the protocol says, from the feed whose turn the batch is."""
-        number = self._steps[indices_B.tobytes()] // BLOCK % len(self._feeds)
-        return self._feeds[number].retrieve(indices_B, batch)
+    def find(self, indices_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """As the protocol says, from the feed whose turn it is: a group is never of two."""
+        return self._feeds[self._number(indices_N)].find(indices_N)
+
+    def join(self, batch: Tensors, ids_BK: NDArray[np.int64]) -> Tensors:
+        """As the protocol says, by the batch's own feed."""
+        return self._feeds[int(batch.pop("feed"))].join(batch, ids_BK)
+
+    def _number(self, indices_N: NDArray[np.int64]) -> int:
+        return block_of(self._steps[indices_N[: self._batch_size].tobytes()]) % 2
 
     def neighbor_images(self, indices_B: NDArray[np.int64]) -> list[list[Image.Image]]:
         """As the protocol says."""
@@ -57,34 +70,40 @@ class FeedInBlocks:
             feed.close()
 
 
-def run_in_blocks(jobs: Mapping[str, TrainJob], after: Collection[str] = ()) -> dict[str, Taken]:
-    """Trains one network, fed as each of the jobs says in turn; the steps of each that count, pairs beside each other.
+def block_of(step: int) -> int:
+    """Number of its block; the first is one of the second feed, and before it comes a short one of the first."""
+    return (step + BLOCK - _RAMP) // BLOCK
+
+
+def steps_for(rounds: int) -> int:
+    """Steps of a loop in which each feed has so many blocks that count."""
+    return _RAMP + (2 * rounds + 2) * BLOCK
+
+
+def run_in_blocks(one: TrainJob, other: TrainJob) -> tuple[Taken, Taken]:
+    """Trains one network, fed as either job says in turn; the steps of each, without those of its first block.
 
     Args:
-        jobs: of the same network and train set; the first one's loop counts. The first round is a warm-up.
-        after: those of them that have been through the train set before.
+        one: its loop counts.
+        other: of the same network and train set.
     """
-    loop = next(iter(jobs.values())).loop
-    whole = run_in_turns({"blocks": partial(_train, jobs, after)})["blocks"]
-    counted = {name: Taken() for name in jobs}
-    for step in range(len(jobs) * BLOCK, loop.steps):
-        if step % BLOCK < BLOCK - loop.prefetch:
-            own = counted[list(jobs)[step // BLOCK % len(jobs)]]
-            own.seconds.append(whole.seconds[step - WARM_UP])
-            own.waits.append(whole.waits[step - WARM_UP])
+    loop = one.loop
+    whole = run_in_turns({"blocks": partial(_train, one, other)})["blocks"]
+    counted = (Taken(), Taken())
+    for step in range(_RAMP + 2 * BLOCK, loop.steps):
+        own = counted[block_of(step) % 2]
+        own.seconds.append(whole.seconds[step - WARM_UP])
+        own.waits.append(whole.waits[step - WARM_UP])
     return counted
 
 
-def steps_for(rounds: int, kinds: int) -> int:
-    """Steps of a loop in which `kinds` feeds have `rounds` blocks that count."""
-    return (rounds + 1) * kinds * BLOCK
+def ratio_of_blocks(own: Sequence[float], others: Sequence[float]) -> float:
+    """How many times as long a step takes on average: the median over neighbouring blocks."""
+    blocks = [slice(first, first + BLOCK) for first in range(0, len(own), BLOCK)]
+    return statistics.median(sum(own[block]) / sum(others[block]) for block in blocks)
 
 
-def _train(jobs: Mapping[str, TrainJob], after: Collection[str], turn: Turn) -> None:
-    objectives, feeds = zip(*(job.build(torch.device("cpu")) for job in jobs.values()), strict=True)
-    for name, feed in zip(jobs, feeds, strict=True):
-        for first in range(0, feed.num_examples, _AT_ONCE) if name in after else ():
-            indices = np.arange(first, min(first + _AT_ONCE, feed.num_examples))
-            feed.retrieve(indices, feed.read(indices))
-    whole = next(iter(jobs.values()))
-    train_fed(whole, objectives[0], FeedInBlocks(feeds, whole.loop), turn)
+def _train(one: TrainJob, other: TrainJob, turn: Turn) -> None:
+    objective, feed = one.build(torch.device("cpu"))
+    _, other_feed = other.build(torch.device("cpu"))
+    train_fed(one, objective, FeedInBlocks((feed, other_feed), one.loop), turn)

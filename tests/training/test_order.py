@@ -39,7 +39,7 @@ def test_workers_and_parts_share_the_same_batches() -> None:
     order = Order(97, 5)
 
     def batches(workers: int, accumulation: int) -> list[list[int]]:
-        plans = [Plan(order, 12, rank, workers, accumulation).micros(0) for rank in range(workers)]
+        plans = [Plan(order, 20, 12, rank, workers, accumulation).micros(0) for rank in range(workers)]
         steps = []
         for _ in range(20):
             parts = [[next(plan) for _ in range(accumulation)] for plan in plans]
@@ -50,7 +50,7 @@ def test_workers_and_parts_share_the_same_batches() -> None:
 
 
 def test_a_plan_goes_on_anywhere() -> None:
-    plan = Plan(Order(50, 0), 8, 0, 1, 2)
+    plan = Plan(Order(50, 0), 10, 8, 0, 1, 2)
     start = plan.micros(0)
     unbroken = [next(start) for _ in range(12)]
     resumed = next(plan.micros(7))

@@ -134,7 +134,7 @@ class Trainer:
     def _steps(self) -> Iterator[list[Fed]]:
         """The parts of each step's batch that are this worker's, in order."""
         loop = self.loop
-        plan = Plan(self.order, loop.batch_size, self.rank, loop.workers, loop.accumulation)
+        plan = Plan(self.order, loop.steps, loop.batch_size, self.rank, loop.workers, loop.accumulation)
         # A GPU leaves the cores to those who make batches.
         begin = compute_alone if self.device.type == "cpu" else None
         fed = feed_worker(self.feed, self.objective, plan, self.step, loop.prefetch, begin)
@@ -240,7 +240,8 @@ class Trainer:
         count = min(self.loop.samples, self.loop.batch_size)
         indices_B = Order(self.feed.num_examples, self.loop.seed + 1).batch(0, count)
         seeds_B = Order(self.feed.num_examples, _SAMPLE_SEED).seeds(0, count)
-        batch = self.objective.prepare(self.feed.retrieve(indices_B, self.feed.read(indices_B)), seeds_B)
+        batch = self.feed.join(self.feed.read(indices_B), self.feed.find(indices_B))
+        batch = self.objective.prepare(batch, seeds_B)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         pictures = to_images(self.objective.sample(twin, batch, seeds_B))
         console.picture(self.step, "samples", sample_grid(pictures, self.feed.neighbor_images(indices_B)))

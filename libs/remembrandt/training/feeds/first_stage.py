@@ -35,8 +35,12 @@ class FirstStageFeed:
             return {"pixels_BHWC": self._cached.take(indices_B)}
         return {"pixels_BHWC": torch.from_numpy(self._train_set.pixels(indices_B, self._size))}
 
-    def retrieve(self, indices_B: NDArray[np.int64], batch: Tensors) -> Tensors:
-        """Nothing is retrieved."""
+    def find(self, indices_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """There are no neighbours: (N, 0)."""
+        return np.empty((len(indices_N), 0), np.int64)
+
+    def join(self, batch: Tensors, ids_BK: NDArray[np.int64]) -> Tensors:
+        """The batch as it is."""
         return batch
 
     def neighbor_images(self, indices_B: NDArray[np.int64]) -> list[list[Image.Image]]:

@@ -1,6 +1,6 @@
 """What a stage of Re-Imagen is fed with: a picture, its caption, and ⟨image, text⟩ pairs as neighbours.
 
-Letters in names: B examples, K neighbours, S edge, L tokens, D size of a token's state, M rows.
+Letters in names: B examples (N of several batches), K neighbours, S edge, L tokens, D size of a token's state, M rows.
 """
 
 from collections.abc import Mapping
@@ -82,9 +82,12 @@ class PairFeed:
         tokens_BLD, mask_BL = self._examples.tokens(indices_B)
         return {"pixels_BHWC": self._examples.pixels(indices_B), "tokens_BLD": tokens_BLD, "text_mask_BL": mask_BL}
 
-    def retrieve(self, indices_B: NDArray[np.int64], batch: Tensors) -> Tensors:
+    def find(self, indices_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """From the source of neighbours."""
+        return self._neighbors.ids(indices_N)
+
+    def join(self, batch: Tensors, ids_BK: NDArray[np.int64]) -> Tensors:
         """Adds the neighbours' pictures and captions."""
-        ids_BK = self._neighbors.ids(indices_B)
         mask_BK = ids_BK != PAD_ID
         # A row that is a neighbour of several examples is read once.
         unique, inverse = np.unique(ids_BK[mask_BK], return_inverse=True)
@@ -107,7 +110,7 @@ class PairFeed:
 
     def neighbor_images(self, indices_B: NDArray[np.int64]) -> list[list[Image.Image]]:
         """The neighbours' pictures."""
-        return neighbor_images(self._database, self._neighbors.ids(indices_B))
+        return neighbor_images(self._database, self.find(indices_B))
 
     def close(self) -> None:
         """Gives back the database."""

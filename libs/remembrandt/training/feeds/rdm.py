@@ -1,6 +1,6 @@
 """What RDM is fed with: a latent and the raw embeddings of its neighbours, or their codes.
 
-Letters in names: B examples, C H W latent, K neighbours, D embedding.
+Letters in names: B examples (N of several batches), C H W latent, K neighbours, D embedding.
 """
 
 from collections.abc import Mapping
@@ -66,11 +66,14 @@ class RdmFeed:
         """Latents from the cache."""
         return {"latents_BCHW": self._latents.take(indices_B)}
 
-    def retrieve(self, indices_B: NDArray[np.int64], batch: Tensors) -> Tensors:
-        """Adds the neighbours."""
-        if self._neighbors is None or self._database is None:
+    def find(self, indices_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """From the source of neighbours."""
+        return np.empty((len(indices_N), 0), np.int64) if self._neighbors is None else self._neighbors.ids(indices_N)
+
+    def join(self, batch: Tensors, ids_BK: NDArray[np.int64]) -> Tensors:
+        """Adds the neighbours' embeddings, or their codes."""
+        if self._database is None:
             return batch
-        ids_BK = self._neighbors.ids(indices_B)
         if self._codes is not None:
             return {**batch, "context_BLD": context_of_codes(self._codes.take(ids_BK))}
         embeddings_BKD, mask_BK = gather_embeddings(self._database, ids_BK)
@@ -82,9 +85,7 @@ class RdmFeed:
 
     def neighbor_images(self, indices_B: NDArray[np.int64]) -> list[list[Image.Image]]:
         """The neighbours' pictures."""
-        if self._neighbors is None or self._database is None:
-            return []
-        return neighbor_images(self._database, self._neighbors.ids(indices_B))
+        return [] if self._database is None else neighbor_images(self._database, self.find(indices_B))
 
     def close(self) -> None:
         """Gives back the database."""

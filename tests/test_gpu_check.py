@@ -1,0 +1,61 @@
+"""The GPU check itself, on small networks and the CPU: what runs unattended on a GPU must not have rotted since."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
+BRIEFLY = """
+from tests.benchmarks import gpu_check
+gpu_check.STEPS, gpu_check.WARM_UP, gpu_check.SAMPLING_STEPS, gpu_check.ROUNDS = 2, 1, 2, 1
+gpu_check.main()
+"""
+"""Many CPUs take a second for what a GPU does in a millisecond with bf16."""
+RDM = {
+    "latent_size": 8,
+    "latent_channels": 4,
+    "channels": 32,
+    "multipliers": [1, 2],
+    "layers": 1,
+    "attention_at": [4],
+    "context_dim": 16,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_every_part_runs_that_needs_no_gpu(tmp_path: Path) -> None:
+    stages = yaml.safe_load((CONFIGS / "train_reimagen" / "tiny.yaml").read_text())["stages"]
+    base = {**stages[32]["model"], "size": 16, "text_dim": 32}
+    (tmp_path / "rdm.yaml").write_text(yaml.safe_dump({"model": RDM}))
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"stages": {16: {"model": base}}}))
+    arguments = ["--device", "cpu", "--batch", "2"]
+    files = ["--rdm", str(tmp_path / "rdm.yaml"), "--reimagen", str(tmp_path / "base.yaml")]
+    command = [sys.executable, "-c", BRIEFLY, *arguments, *files]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    parts = dict(re.findall(r"^## (.+?)\n\n(.*?)\n\n\d+ s\.$", ended.stdout, re.MULTILINE | re.DOTALL))
+    assert list(parts) == [
+        "Training rdm",
+        "Sampling rdm",
+        "Training base, 16 pixels",
+        "Sampling base, 16 pixels",
+        "FAISS",
+    ]
+    assert [name for name, body in parts.items() if "Not run" in body] == ["FAISS"]
+    rows = {name: len(body.splitlines()) - 2 for name, body in parts.items() if name != "FAISS"}
+    assert rows == {"Training rdm": 4, "Sampling rdm": 2, "Training base, 16 pixels": 1, "Sampling base, 16 pixels": 1}
+    rates = [float(rate) for rate in re.findall(r"\| \d+ \| ([\d.]+) \|", ended.stdout)]
+    assert rates and all(rate > 0 for rate in rates)
+
+
+def test_without_a_gpu_it_says_so() -> None:
+    command = [sys.executable, "-m", "tests.benchmarks.gpu_check"]
+    ended = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={"PATH": "/usr/bin", "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert ended.stdout.strip() == "no CUDA GPU here: nothing to check"
