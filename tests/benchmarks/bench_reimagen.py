@@ -45,7 +45,7 @@ SEARCHES, QUERIES = 600, 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--database", nargs="+", default=[".demo/databases/emoji"])
-    parser.add_argument("--rounds", type=int, default=24, help="of blocks of training steps")
+    parser.add_argument("--rounds", type=int, default=6, help="of blocks of training steps")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(2)
@@ -191,13 +191,12 @@ def live(values: dict[str, Any], uri: str, rounds: int) -> str:
     with Database.open(uri) as database:
         bm25 = database.manifest.bm25
     backend = "elasticsearch" if bm25 is not None and "elasticsearch" in str(bm25) else "embedded"
-    compared = ratio_of_blocks(live.seconds, kept.seconds)
+    kept_ms, live_ms = (1000 * statistics.median(own.seconds) for own in (kept, live))
     return (
-        f"Stage {size}, batch {stage['loop']['batch_size']}, BM25 {backend}: a step takes "
-        f"{statistics.median(kept.seconds) * 1000:.0f} ms with precomputed and "
-        f"{statistics.median(live.seconds) * 1000:.0f} ms with live neighbours, **{compared:.3f}** times as long "
-        f"(one process is fed by each in turn, {BLOCK} steps at a time; median of {len(live.seconds) // BLOCK} pairs "
-        f"of means)."
+        f"Stage {size}, batch {stage['loop']['batch_size']}, BM25 {backend}: a median step takes {kept_ms:.0f} ms with "
+        f"precomputed and {live_ms:.0f} ms with live neighbours, **{live_ms / kept_ms:.3f}** times as long; the steps "
+        f"that share a search on average **{ratio_of_blocks(live.seconds, kept.seconds):.3f}** times (one process is "
+        f"fed by each in turn, {BLOCK} steps at a time; median of {len(live.seconds) // BLOCK} neighbouring pairs)."
     )
 
 
