@@ -59,7 +59,7 @@ class LoopConfig(Config):
         threads: CPU threads of a worker without GPU; 0: its share of the node's cores.
         ema: decay of the averaged weights, which are what is sampled and saved.
         init_from: folder of a finished model to start from instead of fresh weights.
-        prefetch: batches that are read and retrieved ahead.
+        prefetch: batches that are made ahead; their neighbours are found up to two times eight batches ahead.
         checkpoint_every: steps; `keep` is how many checkpoints stay.
         sample_every: steps between grids of pictures; 0 for none. `samples` is how many pictures.
         max_failures: how often lost workers are replaced, going on from the last checkpoint.
