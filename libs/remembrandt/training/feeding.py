@@ -98,10 +98,14 @@ class Plan:
     workers: int
     accumulation: int
 
+    @property
+    def micro_size(self) -> int:
+        """Examples of one part."""
+        return self.batch_size // self.workers // self.accumulation
+
     def micros(self, position: int) -> Iterator[Micro]:
         """This worker's parts from part `position` on, to the last of the run."""
-        share = self.batch_size // self.workers
-        size = share // self.accumulation
+        share, size = self.batch_size // self.workers, self.micro_size
         while position < self.steps * self.accumulation:
             step, part = divmod(position, self.accumulation)
             mine = slice(self.rank * share + part * size, self.rank * share + (part + 1) * size)
@@ -120,7 +124,7 @@ def feed_worker(
 
     Neighbours are found for one group of batches further.
     """
-    groups = groups_of(plan.micros(step * plan.accumulation), plan.batch_size // plan.workers // plan.accumulation)
+    groups = groups_of(plan.micros(step * plan.accumulation), plan.micro_size)
 
     def find(group: list[Micro]) -> NDArray[np.int64]:
         return feed.find(np.concatenate([micro.indices_B for micro in group]))
