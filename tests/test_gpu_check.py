@@ -26,31 +26,39 @@ RDM = {
 }
 
 
+PARTS = ["Training rdm", "Sampling rdm", "Training base, 16 pixels", "Sampling base, 16 pixels", "FAISS"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_every_part_runs_that_needs_no_gpu(tmp_path: Path) -> None:
-    stages = yaml.safe_load((CONFIGS / "train_reimagen" / "tiny.yaml").read_text())["stages"]
-    base = {**stages[32]["model"], "size": 16, "text_dim": 32}
-    (tmp_path / "rdm.yaml").write_text(yaml.safe_dump({"model": RDM}))
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump({"stages": {16: {"model": base}}}))
-    arguments = ["--device", "cpu", "--batch", "2"]
-    files = ["--rdm", str(tmp_path / "rdm.yaml"), "--reimagen", str(tmp_path / "base.yaml")]
-    command = [sys.executable, "-c", BRIEFLY, *arguments, *files]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    parts = dict(re.findall(r"^## (.+?)\n\n(.*?)\n\n\d+ s\.$", ended.stdout, re.MULTILINE | re.DOTALL))
-    assert list(parts) == [
-        "Training rdm",
-        "Sampling rdm",
-        "Training base, 16 pixels",
-        "Sampling base, 16 pixels",
-        "FAISS",
-    ]
+    parts = run(tmp_path)
+    assert list(parts) == PARTS
     assert [name for name, body in parts.items() if "Not run" in body] == ["FAISS"]
     rows = {name: len(body.splitlines()) - 2 for name, body in parts.items() if name != "FAISS"}
     assert rows == {"Training rdm": 4, "Sampling rdm": 2, "Training base, 16 pixels": 1, "Sampling base, 16 pixels": 1}
-    rates = [float(rate) for rate in re.findall(r"\| \d+ \| ([\d.]+) \|", ended.stdout)]
+    rates = [float(rate) for body in parts.values() for rate in re.findall(r"\| \d+ \| ([\d.]+) \|", body)]
     assert rates and all(rate > 0 for rate in rates)
+
+
+@pytest.mark.timeout(120)
+def test_it_ends_when_its_time_is_over(tmp_path: Path) -> None:
+    parts = run(tmp_path, "--minutes", "0.02")
+    assert list(parts) == PARTS
+    assert all("TimeoutError: the time for all parts is over" in body for body in parts.values())
+
+
+def run(folder: Path, *arguments: str) -> dict[str, str]:
+    """What each part of the check on the CPU printed."""
+    stages = yaml.safe_load((CONFIGS / "train_reimagen" / "tiny.yaml").read_text())["stages"]
+    base = {**stages[32]["model"], "size": 16, "text_dim": 32}
+    (folder / "rdm.yaml").write_text(yaml.safe_dump({"model": RDM}))
+    (folder / "base.yaml").write_text(yaml.safe_dump({"stages": {16: {"model": base}}}))
+    files = ["--rdm", str(folder / "rdm.yaml"), "--reimagen", str(folder / "base.yaml")]
+    command = [sys.executable, "-c", BRIEFLY, "--device", "cpu", "--batch", "2", *files, *arguments]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    return dict(re.findall(r"^## (.+?)\n\n(.*?)\n\n\d+ s\.$", ended.stdout, re.MULTILINE | re.DOTALL))
 
 
 def test_without_a_gpu_it_says_so() -> None:

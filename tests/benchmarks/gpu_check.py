@@ -1,18 +1,20 @@
 """What a CUDA GPU makes of RDM 400M and of the base stage of Re-Imagen-small: training, sampling, FAISS search.
 
-    python -m tests.benchmarks.gpu_check [--rdm FILE] [--reimagen FILE] [--batch 64] [--device cuda]
+    python -m tests.benchmarks.gpu_check [--rdm FILE] [--reimagen FILE] [--batch 64] [--minutes 7.5] [--device cuda]
 
 Runs unattended in less than eight minutes; weights, pictures and neighbours are random, because speed does not depend
-on them. A part that cannot run is named, with the reason, and the others go on. `--device cpu` runs every part that a
-CPU can, to try the script itself.
+on them. A part that cannot go on, or for which no time is left, is named with the reason beside what it had measured,
+and the others go on. `--device cpu` runs every part that a CPU can, to try the script itself.
 """
 
 import argparse
 import gc
 import os
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +57,9 @@ def main() -> None:
     parser.add_argument("--reimagen", type=Path, default=CONFIGS / "train_reimagen" / "re-imagen-small.yaml")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--minutes", type=float, default=7.5, help="for all parts together (default 7.5)")
     arguments = parser.parse_args()
+    end = time.monotonic() + 60 * arguments.minutes
     if arguments.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA GPU here: nothing to check")
         return
@@ -68,30 +72,36 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=0, world_size=1)
     batch, one, other = arguments.batch, arguments.rdm.stem, f"{arguments.reimagen.stem}, {base.size} pixels"
-    parts: dict[str, Callable[[], list[dict[str, str]]]] = {
-        f"Training {one}": lambda: [
-            plain_training(rdm, device, batch),
-            *(rdm_training(rdm, device, batch, *how) for how in (("autocast", 0), ("bf16", 1), ("bf16", 2))),
-        ],
-        f"Sampling {one}": lambda: [rdm_sampling(rdm, device, batch, compiled) for compiled in (False, True)],
-        f"Training {other}": lambda: list(base_training(base, device)),
-        f"Sampling {other}": lambda: [base_sampling(base, device)],
-        "FAISS": lambda: [faiss_search()],
+    parts: dict[str, Callable[[], Iterator[dict[str, str]]]] = {
+        f"Training {one}": lambda: rdm_training(rdm, device, batch),
+        f"Sampling {one}": lambda: (rdm_sampling(rdm, device, batch, compiled) for compiled in (False, True)),
+        f"Training {other}": lambda: base_training(base, device),
+        f"Sampling {other}": lambda: base_sampling(base, device),
+        "FAISS": faiss_search,
     }
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     sections = [f"Device: {card}. Everything computes in bf16."]
     for name, work in parts.items():
         start = time.monotonic()
-        try:
-            body = table(work())
-        except (ImportError, RuntimeError, AttributeError) as error:
-            body = f"Not run: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        sections.append(f"## {name}\n\n{run_part(work, end)}\n\n{time.monotonic() - start:.0f} s.")
         _free(device)
-        sections.append(f"## {name}\n\n{body}\n\n{time.monotonic() - start:.0f} s.")
         print(sections[-1], flush=True)
     dist.destroy_process_group()
     if device.type == "cuda":
         print(write_report("gpu", "GPU check", "make gpu-check", ("torch", "deepspeed", "diffusers"), sections))
+
+
+def run_part(work: Callable[[], Iterator[dict[str, str]]], end: float) -> str:
+    """The table of what it measured until `end` (time.monotonic), and why it stopped, where it could not go on."""
+    rows: list[dict[str, str]] = []
+    why = ""
+    try:
+        with _until(end):
+            rows.extend(work())
+    except (ImportError, RuntimeError, AttributeError, TimeoutError) as error:
+        what = "Not run" if not rows else "Stopped here"
+        why = f"{what}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return "\n\n".join(filter(None, (table(rows) if rows else "", why)))
 
 
 def plain_training(config: RdmConfig, device: torch.device, batch: int) -> dict[str, str]:
@@ -112,13 +122,14 @@ def plain_training(config: RdmConfig, device: torch.device, batch: int) -> dict[
     return {"loop": "plain PyTorch, autocast", **measure(objective, unet, step, latents(config, batch), device)}
 
 
-def rdm_training(
-    config: RdmConfig, device: torch.device, batch: int, precision: Precision, zero_stage: int
-) -> dict[str, str]:
-    """Our loop's step."""
-    loop = LoopConfig(batch_size=batch, zero_stage=zero_stage, precision=precision, gpu=device.type == "cuda")
-    step = TrainingStep(RdmObjective(config, first_stage(config, device), {}), loop, device)
-    return {"loop": f"{precision}, ZeRO {zero_stage}", **step.measure(latents(config, batch))}
+def rdm_training(config: RdmConfig, device: torch.device, batch: int) -> Iterator[dict[str, str]]:
+    """A plain step, and our loop's."""
+    yield plain_training(config, device, batch)
+    ways: tuple[tuple[Precision, int], ...] = (("autocast", 0), ("bf16", 1), ("bf16", 2))
+    for precision, zero_stage in ways:
+        loop = LoopConfig(batch_size=batch, zero_stage=zero_stage, precision=precision, gpu=device.type == "cuda")
+        step = TrainingStep(RdmObjective(config, first_stage(config, device), {}), loop, device)
+        yield {"loop": f"{precision}, ZeRO {zero_stage}", **step.measure(latents(config, batch))}
 
 
 def latents(config: RdmConfig, batch: int) -> Tensors:
@@ -210,7 +221,7 @@ def rdm_sampling(config: RdmConfig, device: torch.device, batch: int, compiled: 
     }
 
 
-def base_sampling(config: StageConfig, device: torch.device, batch: int = 16) -> dict[str, str]:
+def base_sampling(config: StageConfig, device: torch.device, batch: int = 16) -> Iterator[dict[str, str]]:
     """Seconds a picture, two passes a step, neighbours encoded once."""
     objective = StageObjective(config, StageLossConfig(), {})
     with device:
@@ -226,7 +237,7 @@ def base_sampling(config: StageConfig, device: torch.device, batch: int = 16) ->
     request = StageBatch(text, neighbors, tuple(range(batch)), (settings,) * batch)
     sampler = StageSampler(network, {})
     seconds = _median(lambda: sampler.sample(request), ROUNDS, 1, device)
-    return {"batch": str(batch), "steps": str(SAMPLING_STEPS), "seconds a picture": f"{seconds / batch:.3f}"}
+    yield {"batch": str(batch), "steps": str(SAMPLING_STEPS), "seconds a picture": f"{seconds / batch:.3f}"}
 
 
 def pairs(config: StageConfig, batch: int) -> Tensors:
@@ -251,7 +262,7 @@ def first_stage(config: RdmConfig, device: torch.device) -> FirstStage:
     return FirstStage(with_scale(build_autoencoder(shape), 1.0)).to(device)
 
 
-def faiss_search() -> dict[str, str]:
+def faiss_search() -> Iterator[dict[str, str]]:
     """Exact search of a million vectors on the GPU."""
     import faiss
 
@@ -265,7 +276,26 @@ def faiss_search() -> dict[str, str]:
     index.search(queries, 20)
     start = time.perf_counter()
     index.search(queries, 20)
-    return {"rows": f"{FAISS_ROWS:,}", "queries/s": f"{FAISS_QUERIES / (time.perf_counter() - start):,.0f}"}
+    yield {"rows": f"{FAISS_ROWS:,}", "queries/s": f"{FAISS_QUERIES / (time.perf_counter() - start):,.0f}"}
+
+
+@contextmanager
+def _until(end: float) -> Iterator[None]:
+    """Ends what runs within when the time is over."""
+
+    def over(*_: object) -> None:
+        raise TimeoutError("the time for all parts is over (--minutes)")
+
+    left = end - time.monotonic()
+    if left <= 0:
+        over()
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _median(work: Callable[[], object], runs: int, warm_ups: int, device: torch.device) -> float:
