@@ -51,6 +51,10 @@ def test_pictures_are_nearest_to_their_own_names(encoder: ClipEncoder) -> None:
     assert (images_BD @ texts_BD.T).argmax(axis=1).tolist() == list(range(len(pictures)))
 
 
+def test_classes_are_asked_for_by_their_plain_names(encoder: ClipEncoder) -> None:
+    assert encoder.class_prompt == "{}"
+
+
 def test_words_of_like_meaning_are_near(encoder: ClipEncoder) -> None:
     texts = ["dog", "puppy", "airplane", "aircraft", "strawberry", "fruit"]
     similarity_BB = (lambda x_BD: x_BD @ x_BD.T)(normalise(encoder.encode_texts(texts)))

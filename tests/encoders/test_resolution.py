@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from remembrandt.encoders import EncoderConfig, fingerprint_of, open_encoder
+from remembrandt.encoders.resolution import resolve
 from remembrandt.errors import ConfigError, CorruptionError, RemembrandtError
 
 
@@ -140,6 +141,22 @@ def test_fingerprint_changes_with_the_weights(save_model: Any, vit_folder: Path)
     config = json.loads((vit_folder / "open_clip_config.json").read_text())["model_cfg"]
     other = fingerprint_of(EncoderConfig(model=str(save_model(config, seed=1))))
     assert other.weights_sha256 != fingerprint_of(EncoderConfig(model=str(vit_folder))).weights_sha256
+
+
+def test_a_class_is_asked_for_as_the_folder_says_or_as_in_the_paper(vit_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(vit_folder, tmp_path / "model")
+    assert resolve(EncoderConfig(model=str(folder))).class_prompt == "An image of a {}."
+    set_class_prompt(folder, "{}, a drawing")
+    assert resolve(EncoderConfig(model=str(folder))).class_prompt == "{}, a drawing"
+    assert fingerprint_of(EncoderConfig(model=str(folder))) == fingerprint_of(EncoderConfig(model=str(vit_folder)))
+    set_class_prompt(folder, "a drawing")
+    with pytest.raises(ConfigError, match=r"class_prompt 'a drawing' has no \{\} where the name"):
+        resolve(EncoderConfig(model=str(folder)))
+
+
+def set_class_prompt(folder: Path, class_prompt: str) -> None:
+    file = folder / "open_clip_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "class_prompt": class_prompt}))
 
 
 def test_unknown_config_key_is_an_error() -> None:

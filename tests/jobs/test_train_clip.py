@@ -144,6 +144,7 @@ def test_the_model_opens_as_an_encoder(unbroken: dict[str, Any], place: Path) ->
     encoder = open_encoder(EncoderConfig(model=str(place / "unbroken" / "model"), device="cpu"))
     images_BD = encoder.encode_images([Image.open(io.BytesIO(draw("red", "disc", "solid")))])
     assert images_BD.shape == encoder.encode_texts(["red disc"]).shape == (1, 32)
+    assert encoder.class_prompt == "An image of a {}."
 
 
 def test_a_killed_run_resumes_to_the_same_losses(

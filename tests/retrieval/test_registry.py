@@ -18,6 +18,8 @@ ROWS = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
 class LengthEncoder:
     """Embeds a text by its length and an image by its size, so that a test can tell what was encoded."""
 
+    class_prompt = "a drawing of {}"
+
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         return np.asarray([[len(text), 1, 0, 0] for text in texts], dtype=np.float32)
 
@@ -48,7 +50,7 @@ def test_a_name_with_settings_does_what_the_function_does(searcher: Any) -> None
     found = ask(
         searcher, {"name": "class_pool", "num_neighbors": 2, "pool_size": 9}, seeds=[5, 6], texts=["fox", "barn owl"]
     )
-    prompts = encoder.encode_texts(["An image of a fox.", "An image of a barn owl."])
+    prompts = encoder.encode_texts(["a drawing of fox", "a drawing of barn owl"])
     np.testing.assert_array_equal(found.ids_BK, strategies.class_pool(searcher, prompts, [5, 6], 2, 9).ids_BK)
     found = ask(searcher, {"name": "pseudo_query", "top_m": 0.1, "num_neighbors": 3}, seeds=[5, 6])
     np.testing.assert_array_equal(found.ids_BK, strategies.pseudo_query(searcher, [5, 6], 3, 0.1).ids_BK)

@@ -126,10 +126,6 @@ def test_class_pool_smaller_than_k_is_refused(exact_searcher: Any) -> None:
         strategies.class_pool(exact_searcher(random_rows(0, 9)), random_rows(1, 1), [0], 4, 3)
 
 
-def test_class_prompt_is_the_papers() -> None:
-    assert strategies.class_prompt("grey fox") == "An image of a grey fox."
-
-
 @given(sizes, st.data())
 @settings(max_examples=60, deadline=None)
 def test_pseudo_query_gives_the_neighbours_of_a_likely_row(

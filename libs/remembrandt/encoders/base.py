@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+CLASS_PROMPT = "An image of a {}."
+"""The text for a class, `{}` standing for its name t(c) (P1 §3.3)."""
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -48,6 +51,10 @@ class ImageTextEncoder(Protocol):
     @property
     def pixel_transform(self) -> PixelTransform:
         """The CPU half of preprocessing, to be run where images are decoded."""
+
+    @property
+    def class_prompt(self) -> str:
+        """The text for a class, `{}` standing for its name: `CLASS_PROMPT`, or what this encoder knows better."""
 
     def encode_pixels(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """(B, H, W, 3) uint8 → raw embeddings (B, D). Any B; an out-of-memory halves the inner batch and goes on."""

@@ -95,6 +95,10 @@ class ClipEncoder:
     def pixel_transform(self) -> ClipPixelTransform:
         return self._resolved.pixel_transform
 
+    @property
+    def class_prompt(self) -> str:
+        return self._resolved.class_prompt
+
     def encode_pixels(self, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The images of a database: (B, H, W, 3) uint8 from `pixel_transform` → raw embeddings (B, D).
 

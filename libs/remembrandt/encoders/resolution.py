@@ -20,7 +20,7 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 
 from remembrandt.configuration import nearest
-from remembrandt.encoders.base import Fingerprint
+from remembrandt.encoders.base import CLASS_PROMPT, Fingerprint
 from remembrandt.encoders.config import EncoderConfig
 from remembrandt.encoders.pixels import ClipPixelTransform
 from remembrandt.errors import ConfigError, CorruptionError, ServiceError
@@ -43,6 +43,8 @@ class ResolvedModel:
         preprocess: open_clip's preprocessing, with the final image size.
         weights: checkpoint file on this machine.
         vocabulary: BPE merges that come with the model, or None for the tokenizer that open_clip chooses.
+        class_prompt: the text for a class, `{}` standing for its name; a folder's config may say what its encoder knows
+            better than P1's.
     """
 
     name: str
@@ -51,6 +53,7 @@ class ResolvedModel:
     preprocess: PreprocessCfg
     weights: Path
     vocabulary: Path | None
+    class_prompt: str = CLASS_PROMPT
 
     @property
     def fingerprint(self) -> Fingerprint:
@@ -106,6 +109,9 @@ def _resolve_folder(name: str, folder: Path) -> ResolvedModel:
     weights: str | None = _find_checkpoint_in_dir(folder)
     if weights is None:
         raise ConfigError(f"{folder} holds no weights: put open_clip_model.safetensors beside {CONFIG_FILE}")
+    class_prompt = str(values.get("class_prompt", CLASS_PROMPT))
+    if "{}" not in class_prompt:
+        raise ConfigError(f"{file}: class_prompt {class_prompt!r} has no {{}} where the name of the class goes")
     return ResolvedModel(
         name=name,
         identifier=f"local-dir:{folder}",
@@ -113,6 +119,7 @@ def _resolve_folder(name: str, folder: Path) -> ResolvedModel:
         preprocess=preprocess_of(values["model_cfg"], values.get("preprocess_cfg", {})),
         weights=Path(weights),
         vocabulary=_vocabulary(values["model_cfg"], folder),
+        class_prompt=class_prompt,
     )
 
 

@@ -27,8 +27,7 @@ from remembrandt.models.folders import find_model, read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import context_of_codes
 from remembrandt.models.rdm.sampling import RdmSampler
-from remembrandt.retrieval import Conditioning, encode_queries
-from remembrandt.retrieval.strategies import class_prompt
+from remembrandt.retrieval import Conditioning, encode_queries, texts_to_encode
 
 _COLUMNS = ("key", "caption", "licence")
 
@@ -143,16 +142,14 @@ class ContextFinder:
 
     def _encode(self, requests: Sequence[PictureRequest]) -> dict[Any, "_Encoded"]:
         """Every text of the batch, encoded once by the encoder that its database has."""
-        texts: dict[Any, dict[str, None]] = defaultdict(dict)
+        asked: dict[Any, list[PictureRequest]] = defaultdict(list)
         owners: dict[Any, Database] = {}
         for request in requests:
             database = self.database(request)
-            fingerprint, kind = database.manifest.fingerprint, request.strategy.query
-            owners[fingerprint] = database
-            if kind in ("text", "class"):
-                texts[fingerprint][class_prompt(request.text) if kind == "class" else request.text] = None
+            owners[database.manifest.fingerprint] = database
+            asked[database.manifest.fingerprint].append(request)
         return {
-            fingerprint: _Encoded(database.encoder, list(texts[fingerprint]))
+            fingerprint: _Encoded(database.encoder, asked[fingerprint])
             for fingerprint, database in owners.items()
             if database.manifest.config.get("encoder") is not None
         }
@@ -176,9 +173,11 @@ class ContextFinder:
 class _Encoded:
     """An encoder whose texts of this batch are encoded already, in one call."""
 
-    def __init__(self, encoder: ImageTextEncoder, texts: Sequence[str]) -> None:
-        self._encoder = encoder
-        self._known = dict(zip(texts, encoder.encode_texts(list(texts)), strict=True)) if texts else {}
+    def __init__(self, encoder: ImageTextEncoder, requests: Sequence[PictureRequest]) -> None:
+        self._encoder, self.class_prompt = encoder, encoder.class_prompt
+        each = [texts_to_encode(request.strategy, encoder, [request.text]) for request in requests]
+        texts = list(dict.fromkeys(text for own in each for text in own))
+        self._known = dict(zip(texts, encoder.encode_texts(texts), strict=True)) if texts else {}
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Looks them up."""

@@ -11,6 +11,7 @@ from remembrandt.retrieval.registry import (
     StrategyConfig,
     encode_queries,
     parse_strategy,
+    texts_to_encode,
 )
 from remembrandt.retrieval.searcher import Searcher
 
@@ -29,4 +30,5 @@ __all__ = [
     "encode_queries",
     "parse_strategy",
     "proposal_table",
+    "texts_to_encode",
 ]

@@ -60,6 +60,9 @@ class Strategy(Protocol):
 class Encoder(Protocol):
     """The half of an encoder that queries need. Embeddings are raw."""
 
+    @property
+    def class_prompt(self) -> str: ...
+
     def encode_images(self, images: Sequence[Image.Image]) -> NDArray[np.float32]: ...
 
     def encode_texts(self, texts: Sequence[str]) -> NDArray[np.float32]: ...
@@ -217,7 +220,7 @@ def encode_queries(
     texts: Sequence[str] = (),
     images: Sequence[Image.Image] = (),
 ) -> Queries:
-    """Encodes what a strategy starts from: images, prompts, or class names put into the class prompt.
+    """Encodes what a strategy starts from: images, prompts, or class names put into the encoder's class prompt.
 
     Raises:
         SearchError: the strategy needs images or texts, and there is not one for each seed.
@@ -228,11 +231,21 @@ def encode_queries(
         raise SearchError(
             f"strategy '{strategy.name}' needs {noun} for each picture: got {len(given)} for {len(seeds)}"
         )
-    if strategy.query == "none" or (isinstance(strategy, NeighborsStrategy) and strategy.similarity == "bm25"):
+    if strategy.query == "none" or _goes_by_words(strategy):
         return Queries(tuple(seeds), texts=tuple(texts))
     if encoder is None:
         raise SearchError(f"strategy '{strategy.name}' needs an encoder for its queries, and this database has none")
     if strategy.query == "image":
         return Queries(tuple(seeds), encoder.encode_images(images))
-    prompts = [strategies.class_prompt(name) for name in texts] if strategy.query == "class" else list(texts)
-    return Queries(tuple(seeds), encoder.encode_texts(prompts), tuple(texts))
+    return Queries(tuple(seeds), encoder.encode_texts(texts_to_encode(strategy, encoder, texts)), tuple(texts))
+
+
+def texts_to_encode(strategy: Strategy, encoder: Encoder, texts: Sequence[str]) -> list[str]:
+    """What a strategy asks the encoder for: the prompts, class names put into the class prompt, or nothing."""
+    if strategy.query == "class":
+        return [encoder.class_prompt.replace("{}", name) for name in texts]
+    return list(texts) if strategy.query == "text" and not _goes_by_words(strategy) else []
+
+
+def _goes_by_words(strategy: Strategy) -> bool:
+    return isinstance(strategy, NeighborsStrategy) and strategy.similarity == "bm25"

@@ -76,11 +76,6 @@ def neighbors_bm25(searcher: Searcher, texts: Sequence[str], k: int, where: Filt
     return Conditioning.of_hits(searcher, searcher.search_bm25(list(texts), k, where))
 
 
-def class_prompt(name: str) -> str:
-    """The text for a class with description t(c) (P1 §3.3)."""
-    return f"An image of a {name}."
-
-
 def class_pool(
     searcher: Searcher,
     classes_BD: NDArray[np.float32],
@@ -92,7 +87,7 @@ def class_pool(
     """`k` adjacent rows, at a random place, of the pool ξ_l(c) of the l nearest rows of a class (P1 §3.3, §4.2).
 
     Args:
-        classes_BD: φ_CLIP of `class_prompt(name)`.
+        classes_BD: φ_CLIP of the names of classes in the encoder's `class_prompt`.
         seeds_B: one a picture; it decides where in the pool the rows are taken.
         pool_size: l ≥ k. A pool that a filter leaves smaller is used as far as it goes.
 

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from remembrandt.configuration import Config
 from remembrandt.data.sources import SourceConfig
+from remembrandt.encoders.base import CLASS_PROMPT
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -127,6 +128,8 @@ class TrainClipConfig(Config):
         model: open_clip's `model_cfg`; `vocab_size` and the tokenizer follow from `num_merges`.
         num_merges: at most so many BPE merges of CLIP's vocabulary are kept; None keeps it whole.
         preprocess: open_clip's `preprocess_cfg`, where it differs from the defaults.
+        class_prompt: the text that asks the finished encoder for a class, `{}` standing for its name; `{}` alone where
+            captions are plain names.
         workers: Ray Train workers; the global batch is divided among them.
         gpu: whether each worker gets a GPU.
         max_failures: how often lost workers are replaced, going on from the last checkpoint, before the job gives up.
@@ -140,6 +143,7 @@ class TrainClipConfig(Config):
     model: dict[str, Any]
     num_merges: Positive | None = None
     preprocess: dict[str, Any] = Field(default_factory=dict)
+    class_prompt: str = Field(CLASS_PROMPT, pattern=r"\{\}")
     distillation: DistillationConfig | None = None
     augmentation: AugmentationConfig = AugmentationConfig()
     optimisation: OptimisationConfig = OptimisationConfig()

@@ -22,6 +22,7 @@ def export_model(
     state: dict[str, torch.Tensor],
     model_config: dict[str, Any],
     preprocess: dict[str, Any],
+    class_prompt: str,
     merges: Path | None,
     report: dict[str, Any],
 ) -> None:
@@ -29,7 +30,7 @@ def export_model(
     store = open_store(output)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        config = {"model_cfg": model_config, "preprocess_cfg": preprocess}
+        config = {"model_cfg": model_config, "preprocess_cfg": preprocess, "class_prompt": class_prompt}
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
         (folder / REPORT_FILE).write_text(json.dumps(report, indent=2) + "\n")
         if merges is not None:

@@ -301,8 +301,9 @@ class Trainer:
             "training": self._credits(),
             "config": bench.config.model_dump(mode="json"),
         }
-        state, output = self.ema.state_dict(), bench.config.output
-        export_model(output, state, bench.model_config, bench.config.preprocess, bench.merges, report)
+        config, state = bench.config, self.ema.state_dict()
+        preprocess, prompt = config.preprocess, config.class_prompt
+        export_model(config.output, state, bench.model_config, preprocess, prompt, bench.merges, report)
 
     def _credits(self) -> dict[str, Any]:
         """What the weights have seen: numbers, styles with artists and licences."""
