@@ -47,6 +47,15 @@ def load_network(folder: Path, **options: Any) -> Any:
         raise CorruptionError(f"{folder} cannot be loaded: {reason}; restore it or train anew") from error
 
 
+def moved(network: nn.Module, device: str | torch.device, dtype: torch.dtype) -> Any:
+    """The network on a device and in a precision, without the warning of diffusers' own `to`.
+
+    That names the modules which had to stay in float32, also where there are none.
+    """
+    nn.Module.to(network, device, dtype)
+    return network
+
+
 def take_weights(network: nn.Module, folder: Path) -> None:
     """Copies the weights that `save_network` wrote into a network of the same shape.
 

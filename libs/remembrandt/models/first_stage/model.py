@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, VQModel
 from torch import nn
 
 from remembrandt.models.first_stage.config import FirstStageConfig
-from remembrandt.models.folders import CONFIG, find_model, load_network, read_json, save_network
+from remembrandt.models.folders import CONFIG, find_model, load_network, moved, read_json, save_network
 
 Autoencoder = nn.Module
 """An `AutoencoderKL` or a `VQModel`."""
@@ -88,7 +88,7 @@ class FirstStage:
 
     def to(self, device: str | torch.device, dtype: torch.dtype = torch.float32) -> Self:
         """Moves the network."""
-        self.network.to(device, dtype)
+        moved(self.network, device, dtype)
         return self
 
     @torch.no_grad()

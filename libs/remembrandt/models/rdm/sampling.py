@@ -19,6 +19,7 @@ from remembrandt.models.folders import (
     SHARED_FIRST_STAGE,
     find_model,
     load_network,
+    moved,
     read_facts,
     save_network,
     write_facts,
@@ -102,7 +103,7 @@ class RdmSampler:
         root = find_model(folder)
         facts = read_facts(root, "rdm")
         config = RdmConfig.model_validate(facts["model"])
-        unet = load_network(root / "unet").to(device, dtype).eval()
+        unet = moved(load_network(root / "unet"), device, dtype).eval()
         shared = facts.get(SHARED_FIRST_STAGE)
         first_stage = FirstStage.load(root / OWN_FIRST_STAGE if shared is None else shared).to(device)
         codes = None if config.codes_size is None else FirstStage.load(root / "codes").to(device)
