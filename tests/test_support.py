@@ -10,8 +10,13 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from remembrandt.storage import open_store
+from tests.support.processes import free_ports
 from tests.support.ray_cluster import RayCluster
 from tests.support.seaweed import SeaweedServer
+
+
+def test_a_port_is_given_once() -> None:
+    assert not set(free_ports(500)) & set(free_ports(500))
 
 
 @ray.remote

@@ -12,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-# Below Linux's ephemeral range, so that no outgoing connection takes a port between choosing and binding it.
-_PORTS = range(20_000, 32_000)
+# Below Linux's ephemeral range, so that no outgoing connection takes a port between choosing and binding it. Shuffled,
+# and each is given once: a port may be chosen long before its server starts.
+_PORTS = iter(random.SystemRandom().sample(range(20_000, 32_000), 12_000))
 
 
 def free_ports(count: int) -> list[int]:
-    """Distinct TCP ports that nothing on 127.0.0.1 listens on now."""
+    """TCP ports that nothing on 127.0.0.1 listens on now, and that this process was not given before."""
     found: list[int] = []
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+    for port in _PORTS:
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
