@@ -8,12 +8,14 @@ from typing import Any
 
 import pyarrow.fs
 import pytest
+import ray
 import ray.train
+from ray.util import placement_group, remove_placement_group
 
 from remembrandt.distributed import num_cores
 from remembrandt.errors import ConfigError
 from remembrandt.training import run
-from remembrandt.training.run import check_room, make_trainer
+from remembrandt.training.run import check_room, fit, make_trainer
 from remembrandt.training.worker import share_of_cores
 from tests.support.ray_cluster import RayCluster
 
@@ -36,6 +38,36 @@ def test_more_workers_than_this_machine_has_room_for_are_refused_and_a_cluster_s
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
     check_room(99, gpu=False)
     assert "waiting until there are enough" in capfd.readouterr().err
+
+
+def test_a_run_that_others_leave_no_room_waits_in_a_line_each_time_and_then_trains(
+    ray_cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def write(values: dict[str, Any]) -> None:
+        Path(values["out"]).write_text("trained")
+
+    free = int(ray.available_resources()["CPU"])
+    others = placement_group([{"CPU": 1}] * free)
+    ray.get(others.ready(), timeout=60)
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            remove_placement_group(others)
+
+    monkeypatch.setattr(run, "say", say)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
+    out, filesystem = tmp_path / "out", pyarrow.fs.LocalFileSystem()
+    fit(
+        lambda: make_trainer(
+            write, {"out": str(out)}, "waits", str(tmp_path), filesystem, workers=1, gpu=False, keep=1
+        ),
+        max_failures=0,
+    )
+    assert out.read_text() == "trained"
+    assert lines[:2] == ["no room for 1 workers: waiting until there is"] * 2
+    assert "StartupTimeout" not in capfd.readouterr().err
 
 
 def test_a_worker_has_its_share_of_the_node_s_cores(ray_cluster: RayCluster, tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import ray
 from pyarrow.fs import FileSystem
 from ray.exceptions import RayError
-from ray.train import CheckpointConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from remembrandt.allocation import OWN_ARENAS
@@ -90,21 +91,25 @@ def check_room(workers: int, *, gpu: bool, setting: str = "loop.workers") -> Non
 def fit(make: Callable[[], TorchTrainer], max_failures: int) -> None:
     """Replaces lost workers up to `max_failures` times. Ray Train would do so after a user's mistake, too.
 
-    A failure that comes again in the same words is not chance: it ends the run.
+    A failure that comes again in the same words is not chance: it ends the run. Having no room yet is no failure.
     """
-    before = ""
-    for failures in range(max_failures + 1):
+    failures, before = 0, ""
+    while True:
         try:
             make().fit()
             return
         except TrainingFailedError as error:
+            cause = getattr(error, "controller_failure", None)
+            if isinstance(cause, WorkerGroupStartupTimeoutError):
+                say(f"no room for {cause.num_workers} workers: waiting until there is")
+                continue
             mistake = _mistake_in(error)
             if mistake is not None:
                 raise mistake from None
             said = _first_line(error)
             if failures == max_failures or said == before:
                 raise
-            before = said if not _is_loss(error) else ""
+            failures, before = failures + 1, said if not _is_loss(error) else ""
             say(f"training failed ({said}): going on from the last checkpoint")
 
 
@@ -119,7 +124,10 @@ def make_trainer(
     gpu: bool,
     keep: int,
 ) -> TorchTrainer:
-    """A trainer whose every worker calls `worker(values)`; the same name and storage go on from the last checkpoint."""
+    """A trainer whose every worker calls `worker(values)`; the same name and storage go on from the last checkpoint.
+
+    It retries nothing and logs to Ray's files alone: `fit` does the one, and says the other in a line.
+    """
     return TorchTrainer(
         worker,
         train_loop_config=dict(values),
@@ -130,7 +138,8 @@ def make_trainer(
             storage_path=path,
             storage_filesystem=filesystem,
             checkpoint_config=CheckpointConfig(num_to_keep=keep),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            failure_config=FailureConfig(controller_failure_limit=0),  # type: ignore[call-arg]
+            logging_config=LoggingConfig(log_level="CRITICAL"),
             worker_runtime_env={"env_vars": OWN_ARENAS},
         ),
     )
