@@ -1,6 +1,7 @@
 """Starts a training run on Ray Train, or goes on with one."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -129,7 +130,7 @@ def make_trainer(
     It retries nothing and logs to Ray's files alone: `fit` does the one, and says the other in a line.
     """
     return TorchTrainer(
-        worker,
+        _without_chatter(worker),
         train_loop_config=dict(values),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
@@ -143,6 +144,16 @@ def make_trainer(
             worker_runtime_env={"env_vars": OWN_ARENAS},
         ),
     )
+
+
+def _without_chatter(worker: Callable[[dict[str, Any]], None]) -> Callable[[dict[str, Any]], None]:
+    """Ray Train shows what every library logs as INFO; its own line for each report is none of its logger's."""
+
+    def run(values: dict[str, Any]) -> None:
+        logging.getLogger().setLevel(logging.WARNING)
+        worker(values)
+
+    return run
 
 
 def _mistake_in(error: TrainingFailedError) -> RemembrandtError | None:

@@ -1,6 +1,5 @@
 """What Ray Train runs in each worker: the loop, with checkpoints handed over to it."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from remembrandt.training.loop import Trainer
 def train_worker(values: dict[str, Any]) -> None:
     """Ray Train's entry point; `values["job"]` is the TrainJob."""
     job: TrainJob = values["job"]
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
