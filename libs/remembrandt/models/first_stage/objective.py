@@ -125,8 +125,7 @@ class FirstStageObjective:
 def measure_scale(network: Autoencoder, pixels_BCHW: torch.Tensor) -> Autoencoder:
     """Sets the latent scale to 1 / standard deviation over pictures in [0, 1]."""
     stage = FirstStage(with_scale(network, 1.0))
-    deviation = torch.cat([stage.encode(part).flatten() for part in pixels_BCHW.split(64)]).std()
-    return with_scale(network, 1.0 / float(deviation))
+    return with_scale(network, 1.0 / float(stage.encode(pixels_BCHW).std()))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

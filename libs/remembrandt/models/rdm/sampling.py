@@ -28,8 +28,6 @@ from remembrandt.models.folders import (
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import SharedPasses, UNet, run_unet
 
-_DECODED_AT_ONCE = 64
-
 OnPicture = Callable[[int, int, torch.Tensor], None]
 """Told now and then: steps done, steps in all, the pictures (B, 3, H, W) as they are foreseen."""
 
@@ -202,8 +200,7 @@ class RdmSampler:
         return Context(tokens_BLD * there_BL.to(dtype)[..., None], there_BL | ~there_BL.any(dim=1, keepdim=True))
 
     def _decode(self, latents_BCHW: torch.Tensor) -> torch.Tensor:
-        parts = latents_BCHW.split(_DECODED_AT_ONCE)
-        return torch.cat([self.first_stage.decode(part) for part in parts]).clamp(0, 1)
+        return self.first_stage.decode(latents_BCHW).clamp(0, 1)
 
 
 def save_rdm(
