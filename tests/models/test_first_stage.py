@@ -47,6 +47,20 @@ def test_the_scale_makes_latents_of_unit_variance_and_survives_saving(config: Fi
         FirstStage.load(tmp_path)
 
 
+def test_a_batch_of_any_size_passes_in_parts_as_each_picture_alone_would() -> None:
+    torch.manual_seed(0)
+    stage = FirstStage(build_autoencoder(TINY_FIRST_STAGE))
+    passes: list[int] = []
+    stage.network.decoder.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    pixels = torch.from_numpy(pictures(300)).permute(0, 3, 1, 2).float() / 255
+    latents = stage.encode(pixels)
+    assert torch.allclose(latents, torch.cat([stage.encode(one) for one in pixels.split(1)]), atol=1e-5)
+    together = stage.decode(latents)
+    assert len(passes) > 1 and max(passes) < 300
+    assert torch.allclose(together, torch.cat([stage.decode(one) for one in latents.split(1)]), atol=1e-5)
+    assert stage.decode(latents[:0]).shape == (0, 3, 16, 16)
+
+
 @pytest.mark.parametrize("config", [TINY_FIRST_STAGE, VQ], ids=["kl", "vq"])
 def test_training_reconstructs(config: FirstStageConfig) -> None:
     objective = FirstStageObjective(config, FirstStageLossConfig(perceptual=0.0))
