@@ -87,7 +87,7 @@ def test_a_first_stage_is_trained_beside_a_critic(
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(600)  # the first training on a machine compiles DeepSpeed's communication
+@pytest.mark.timeout(600)
 def test_rdm_is_trained_on_two_workers_with_everything_on_s3(
     values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path, s3_uri: str
 ) -> None:

@@ -169,6 +169,9 @@ def _deepspeed(device: torch.device) -> Any:
     except ImportError as error:
         raise ConfigError(f"training needs DeepSpeed ({error}): pip install 'remembrandt[train]'") from error
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # Only inference would use it, and each machine compiles it at its first training: half a minute, and a kill
+    # meanwhile leaves a lock that later runs wait for without end.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
