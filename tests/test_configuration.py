@@ -10,6 +10,13 @@ from pydantic import Field
 from remembrandt.configuration import Config, dump_config, load_config
 from remembrandt.entry import run_job
 from remembrandt.errors import ConfigError
+from remembrandt.training.contrastive.config import TrainClipConfig
+from remembrandt.training.first_stage import TrainFirstStageConfig
+from remembrandt.training.rdm import TrainRdmConfig
+from remembrandt.training.reimagen import TrainReimagenConfig
+from tests.support.builds import REPOSITORY
+
+CONFIGS = REPOSITORY / "jobs" / "configs"
 
 
 class Square(Config):
@@ -48,6 +55,24 @@ class Stages(Config):
 def test_an_override_reaches_a_section_whose_key_is_a_number(tmp_path: Path) -> None:
     path = write(tmp_path, "stages: {32: {edge: 2}, 64: {}}")
     assert load_config(Stages, path, ["stages.32.edge=5"]).stages == {32: Square(edge=5), 64: Square()}
+
+
+def test_an_override_of_what_an_alias_names_is_of_that_place_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, "stages: {32: &square {edge: 2}, 64: *square}")
+    assert load_config(Stages, path, ["stages.32.edge=5"]).stages == {32: Square(edge=5), 64: Square(edge=2)}
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CONFIGS.glob("train_*/*.yaml")), ids=lambda path: f"{path.parent.name}-{path.stem}"
+)
+def test_every_training_configuration_that_ships_loads(path: Path) -> None:
+    kinds: dict[str, type[Config]] = {
+        "train_clip": TrainClipConfig,
+        "train_first_stage": TrainFirstStageConfig,
+        "train_rdm": TrainRdmConfig,
+        "train_reimagen": TrainReimagenConfig,
+    }
+    load_config(kinds[path.parent.name], path)
 
 
 def test_overrides_may_stand_before_and_behind_options(

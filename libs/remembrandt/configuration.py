@@ -32,7 +32,7 @@ def load_config(cls: type[ConfigT], path: str | Path | None, overrides: Sequence
     where = "command line"
     if path is not None:
         where = str(path)
-        values = read_yaml(Path(path))
+        values = _unshared(read_yaml(Path(path)))
     for override in overrides:
         _apply_override(values, override)
     return parse_config(cls, values, where)
@@ -74,6 +74,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping of keys to values, not a {type(values).__name__}")
     return values
+
+
+def _unshared(node: Any) -> Any:
+    """A copy in which what YAML's aliases name is there once for each, so that an override of one is of one."""
+    if isinstance(node, dict):
+        return {key: _unshared(value) for key, value in node.items()}
+    return [_unshared(value) for value in node] if isinstance(node, list) else node
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

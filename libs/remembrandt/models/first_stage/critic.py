@@ -29,8 +29,8 @@ class PatchCritic(nn.Module):
         self.layers = nn.Sequential(*parts, nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1))
 
     def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Logits of every patch."""
-        logits: torch.Tensor = self.layers(x_BCHW)
+        """Logits of every patch; pictures of any precision."""
+        logits: torch.Tensor = self.layers(x_BCHW.to(next(self.parameters()).dtype))
         return logits
 
 

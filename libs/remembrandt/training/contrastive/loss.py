@@ -91,7 +91,7 @@ def same_entity_loss(images_BD: torch.Tensor, entities_B: torch.Tensor, temperat
 
     Source: Khosla et al., Supervised Contrastive Learning, Eq. 2. Images without a partner in the batch are left out.
     """
-    own = torch.eye(len(images_BD), dtype=torch.bool)
+    own = torch.eye(len(images_BD), dtype=torch.bool, device=images_BD.device)
     logits_BB = (images_BD @ images_BD.T / temperature).masked_fill(own, -1e4)
     positives_BB = ((entities_B[:, None] == entities_B[None, :]) & ~own).float()
     paired = positives_BB.sum(dim=1) > 0
