@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from remembrandt.configuration import parse_config
-from remembrandt.errors import RemembrandtError
+from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.models.first_stage.model import FirstStage
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.training.journal import read_journal
@@ -33,7 +33,7 @@ def first_stage_values(emoji_like_database: str, tmp_path: Path) -> dict[str, An
         "model": {**TINY_FIRST_STAGE.model_dump(mode="json"), "size": 32},
         "loss": {"perceptual": 0.0, "adversarial": 0.1, "adversarial_from": 2},
         "loop": {
-            "steps": 6, "batch_size": 8, "precision": "fp32", "log_every": 2, "checkpoint_every": 3, "sample_every": 6,
+            "steps": 6, "batch_size": 8, "precision": "fp32", "log_every": 3, "checkpoint_every": 3, "sample_every": 6,
             "samples": 4, "optimizer": {"learning_rate": 1e-3},
         },
     }  # fmt: skip
@@ -110,6 +110,12 @@ def test_a_dry_run_trains_nothing(values: dict[str, Any], tmp_path: Path) -> Non
     plan = train_rdm(parse_config(TrainRdmConfig, values, "rdm.yaml"), dry_run=True)
     assert plan["examples"] == 320 and plan["database_rows"] == 320 and plan["parameters"] > 10_000
     assert not list((tmp_path / "rdm").glob("*"))
+
+
+def test_a_filter_that_leaves_too_few_neighbours_is_refused(values: dict[str, Any]) -> None:
+    values["neighbors"]["database"] = {**values["neighbors"]["database"], "where": {"style": ["none of them"]}}
+    with pytest.raises(ConfigError, match=r"has 0 rows that have style=none of them: change neighbors.database.where"):
+        train_rdm(parse_config(TrainRdmConfig, values, "rdm.yaml"), dry_run=True)
 
 
 @pytest.mark.parametrize(

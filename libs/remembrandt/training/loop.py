@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -57,7 +58,7 @@ class Trainer:
     report: Report
     step: int = 0
     loop: LoopConfig = field(init=False)
-    _held: list[tuple[int, torch.Tensor]] = field(default_factory=list)
+    _held: list[tuple[int, torch.Tensor, tuple[str, ...]]] = field(default_factory=list)
     _rates: list[float] = field(default_factory=list)
     _log_names: tuple[str, ...] = ()
 
@@ -106,7 +107,7 @@ class Trainer:
         console = self._open_console() if self.rank == 0 else None
         try:
             for feds in self._steps():
-                self._held.append((self.step, self._advance(feds)))
+                self._held.append((self.step, self._advance(feds), self._log_names))
                 self.average.update(self.step)
                 self.step += 1
                 finished = self.step == loop.steps
@@ -192,14 +193,15 @@ class Trainer:
         Raises:
             TrainingError: the run has diverged; nothing of it is kept.
         """
-        if not self._held:
-            return []
-        sums_SF = torch.stack([figures for _, figures in self._held]).double()
-        if self.loop.workers > 1:
-            dist.all_reduce(sums_SF)
-        steps = [step for step, _ in self._held]
+        rows = []
+        # A term may join the loss on the way: the critic's does.
+        for names, group in groupby(self._held, key=lambda held: held[2]):
+            held = list(group)
+            sums_SF = torch.stack([figures for _, figures, _ in held]).double()
+            if self.loop.workers > 1:
+                dist.all_reduce(sums_SF)
+            rows += [(held[n][0], self._means(sums, names)) for n, sums in enumerate(sums_SF.cpu().tolist())]
         self._held.clear()
-        rows = [(step, self._means(sums)) for step, sums in zip(steps, sums_SF.cpu().tolist(), strict=True)]
         for step, figures in rows:
             if not math.isfinite(figures["loss"] + figures["gradient_norm"]):
                 raise TrainingError(
@@ -208,7 +210,7 @@ class Trainer:
                 )
         return rows
 
-    def _means(self, sums: list[float]) -> dict[str, float]:
+    def _means(self, sums: list[float], log_names: tuple[str, ...]) -> dict[str, float]:
         """Figures by name, from the sums that `_advance` lays side by side."""
         size, names = self.loop.batch_size, self.objective.group_names
         loss, *others, norm = sums
@@ -217,7 +219,7 @@ class Trainer:
         return {
             "loss": loss / size,
             **{f"loss/{n}": group / count for n, group, count in zip(names, groups, counts, strict=True) if count},
-            **{name: value / size for name, value in zip(self._log_names, logs, strict=True)},
+            **{name: value / size for name, value in zip(log_names, logs, strict=True)},
             "gradient_norm": norm / size,
             "learning_rate": self._rates.pop(0),
         }

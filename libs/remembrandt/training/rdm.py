@@ -25,6 +25,7 @@ from remembrandt.training.feeds.neighbors import (
     NeighborSource,
     check_disjoint,
     check_encoders,
+    check_enough,
     describe_search,
     open_neighbors,
     open_precomputed,
@@ -175,11 +176,7 @@ def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None
             f"model.context_dim is {model.context_dim}, and database '{database.name}' has embeddings of "
             f"{database.dim}: set it to {database.dim}"
         )
-    if config.neighbors.num_neighbors > database.num_rows:
-        raise ConfigError(
-            f"neighbors.num_neighbors {config.neighbors.num_neighbors} is not possible: database '{database.name}' has "
-            f"{database.num_rows:,} rows"
-        )
+    check_enough(config.neighbors, database)
     if config.neighbors.same is not None:
         for rows in (train_set.database, database):
             rows.rows([0], [config.neighbors.same.column])

@@ -23,6 +23,7 @@ from remembrandt.training.config import LoopConfig
 from remembrandt.training.feeds.cache import CacheConfig, ExampleCache, fill_cache
 from remembrandt.training.feeds.neighbors import (
     NeighborsConfig,
+    check_enough,
     describe_search,
     open_neighbors,
     open_precomputed,
@@ -169,11 +170,7 @@ def check(config: TrainReimagenConfig, train_set: TrainSet, database: Database) 
             read_facts(find_model(stage.loop.init_from), KIND)
     open_store(config.output).check_writable()
     open_store(config.storage).check_writable()
-    if config.neighbors.num_neighbors > database.num_rows:
-        raise ConfigError(
-            f"neighbors.num_neighbors {config.neighbors.num_neighbors} is not possible: database '{database.name}' has "
-            f"{database.num_rows:,} rows"
-        )
+    check_enough(config.neighbors, database)
     if config.neighbors.similarity == "bm25" and database.manifest.bm25 is None:
         raise ConfigError(f"database '{database.name}' was built without BM25: build it anew, or use similarity: clip")
     if config.neighbors.mode == "precomputed":

@@ -19,7 +19,7 @@ from remembrandt.databases.neighbor_dataset import Neighbors, Similarity
 from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.errors import ConfigError, EncoderMismatchError, VersionError
 from remembrandt.retrieval import RetrievalPool
-from remembrandt.training.feeds.train_set import RowsConfig, TrainSet
+from remembrandt.training.feeds.train_set import RowsConfig, TrainSet, describe
 
 
 class NeighborsConfig(Config):
@@ -192,6 +192,16 @@ def check_encoders(train_set: TrainSet, database: Database) -> None:
         raise EncoderMismatchError(
             f"the train set was embedded with {own.fingerprint}, and database '{theirs.name}' with "
             f"{theirs.fingerprint}: build one of them anew"
+        )
+
+
+def check_enough(config: NeighborsConfig, database: Database) -> None:
+    """Whether as many rows may be neighbours as an example has."""
+    found, where = len(database.select(config.database.filter)), config.database.where
+    if config.num_neighbors > found:
+        raise ConfigError(
+            f"neighbors.num_neighbors {config.num_neighbors} is not possible: database '{database.name}' has {found:,} "
+            "rows" + (f" that have {describe(where)}: change neighbors.database.where" if where else "")
         )
 
 
