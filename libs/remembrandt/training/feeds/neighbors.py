@@ -196,7 +196,7 @@ def check_encoders(train_set: TrainSet, database: Database) -> None:
 
 
 def check_enough(config: NeighborsConfig, database: Database) -> None:
-    """Whether as many rows may be neighbours as an example has."""
+    """Raises ConfigError if fewer rows may be neighbours than an example has."""
     found, where = len(database.select(config.database.filter)), config.database.where
     if config.num_neighbors > found:
         raise ConfigError(
