@@ -281,7 +281,7 @@ def faiss_search() -> Iterator[dict[str, str]]:
 
 @contextmanager
 def _until(end: float) -> Iterator[None]:
-    """Ends what runs within when the time is over."""
+    """Ends what runs within when the time is over, said once a second until it is heard: some libraries catch all."""
 
     def over(*_: object) -> None:
         raise TimeoutError("the time for all parts is over (--minutes)")
@@ -290,7 +290,7 @@ def _until(end: float) -> Iterator[None]:
     if left <= 0:
         over()
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, left)
+    signal.setitimer(signal.ITIMER_REAL, left, 1.0)
     try:
         yield
     finally:
