@@ -1,6 +1,9 @@
+import re
+
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from pydantic import ValidationError
 
 from remembrandt.diffusion.guidance import ClassifierFree, Context
 from remembrandt.diffusion.noise import STEPS, seeded_normal
@@ -11,6 +14,7 @@ from remembrandt.errors import ConfigError
 SCHEDULE = ScheduleConfig().build()
 SHAPE = (2, 4, 4)
 CPU = torch.device("cpu")
+MOST_STEPS: dict[SolverName, int] = {"ddim": 1000, "dpm_solver++": 999, "unipc": 999}
 
 
 def predict(x_BCHW: torch.Tensor, timesteps_B: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -71,19 +75,28 @@ def test_progress_comes_with_a_forecast() -> None:
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-@pytest.mark.parametrize("solver", ["ddim", "dpm_solver++", "unipc"])
+@pytest.mark.parametrize("solver", MOST_STEPS)
 def test_any_number_of_steps_begins_where_the_noise_does(solver: SolverName) -> None:
-    for steps in (1, 9, *range(10, 101, 7), *range(101, 1000, 37), 500, 999, 1000):
+    most = MOST_STEPS[solver]
+    for steps in (1, 9, *range(10, 101, 7), *range(101, 1000, 37), 500, 999, most):
         found = make_solver(SamplerConfig(solver=solver, num_inference_steps=steps), SCHEDULE, [0]).timesteps
         assert len(found) == steps and sorted(found, reverse=True) == list(found), steps
         assert found[-1] >= 0 and found[0] < 1000 and (steps < 10 or found[0] >= 900), (steps, found[0])
-    many = SamplerConfig(solver=solver, num_inference_steps=999)
+    many = SamplerConfig(solver=solver, num_inference_steps=most)
     assert torch.isfinite(sample(predict, SCHEDULE, [many], [1], SHAPE, CPU)).all()
 
 
-def test_more_steps_than_timesteps_are_refused() -> None:
-    with pytest.raises(ConfigError, match="ask for 1 to 1000"):
-        make_solver(SamplerConfig(num_inference_steps=1001), SCHEDULE, [0])
+@pytest.mark.parametrize("solver", MOST_STEPS)
+def test_more_steps_than_timesteps_are_refused(solver: SolverName) -> None:
+    most = MOST_STEPS[solver]
+    with pytest.raises(ConfigError, match=rf"ask {re.escape(solver)} for 1 to {most}$"):
+        make_solver(SamplerConfig(solver=solver, num_inference_steps=most + 1), SCHEDULE, [0])
+
+
+@pytest.mark.parametrize("eta", [-0.1, 1.1])
+def test_eta_lies_between_deterministic_and_ddpm(eta: float) -> None:
+    with pytest.raises(ValidationError, match="eta"):
+        SamplerConfig(eta=eta)
 
 
 def test_guidance_moves_away_from_the_unconditional_prediction() -> None:

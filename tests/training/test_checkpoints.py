@@ -6,17 +6,32 @@ import pytest
 
 from remembrandt.errors import ConfigError
 from remembrandt.training.checkpoints import Position, unchanging
-from remembrandt.training.config import LoopConfig
+from remembrandt.training.config import LoopConfig, OptimizerConfig
 
 LOOP = LoopConfig(steps=10, batch_size=8, precision="autocast")
 
 
-def position(loop: LoopConfig = LOOP, **identity: str) -> Position:
-    return Position.of(4, loop, unchanging(loop, {"channels": 64}), {"database": "emoji/1", **identity})
+SETTINGS = {"model": {"channels": 64}, "loss": {"kl": 1.0}, "storage": "runs"}
+
+
+def position(loop: LoopConfig = LOOP, **settings: object) -> Position:
+    return Position.of(4, loop, unchanging(loop, {**SETTINGS, **settings}), {"database": "emoji/1"})
 
 
 def test_the_length_of_a_run_and_its_logging_may_change() -> None:
-    position().check(position(LOOP.model_copy(update={"steps": 99, "log_every": 1, "keep": 5, "workers": 2})))
+    position().check(position(LOOP.model_copy(update={"steps": 99, "log_every": 1, "keep": 5, "workers": 2}), storage="elsewhere"))
+
+
+def test_the_length_may_not_where_the_learning_rate_depends_on_it() -> None:
+    falling = LOOP.model_copy(update={"optimizer": OptimizerConfig(schedule="cosine")})
+    position(falling).check(position(falling.model_copy(update={"log_every": 1})))
+    with pytest.raises(ConfigError, match="loop.steps = 10 and cannot go on with 99"):
+        position(falling).check(position(falling.model_copy(update={"steps": 99})))
+
+
+def test_a_run_from_before_a_setting_was_kept_goes_on() -> None:
+    older = replace(position(), settings={"model": SETTINGS["model"]})
+    older.check(position(loss={"kl": 2.0}))
 
 
 @pytest.mark.parametrize(
@@ -25,7 +40,8 @@ def test_the_length_of_a_run_and_its_logging_may_change() -> None:
         (position(LOOP.model_copy(update={"batch_size": 4})), "loop.batch_size = 8 and cannot go on with 4"),
         (position(LOOP.model_copy(update={"seed": 1})), "loop.seed = 0"),
         (replace(position(), identity={"database": "emoji/2"}), "database emoji/1, and finds emoji/2 now"),
-        (replace(position(), settings={**position().settings, "model": {"channels": 32}}), "model = "),
+        (position(model={"channels": 32}), "model = "),
+        (position(loss={"kl": 2.0}), "loss = {'kl': 1.0} and cannot go on with {'kl': 2.0}"),
         (position(LOOP.model_copy(update={"zero_stage": 1})), "ZeRO stage 0 on 1 workers"),
     ],
 )

@@ -36,7 +36,7 @@ class SamplerConfig(Config):
 
     solver: SolverName = "ddim"
     num_inference_steps: int = 100
-    eta: float = 1.0
+    eta: float = Field(1.0, ge=0, le=1)
     dynamic_threshold: float | None = Field(None, gt=0, le=1)
 
 
@@ -112,10 +112,12 @@ def make_solver(settings: SamplerConfig, schedule: Schedule, seeds_B: Seeds) -> 
         return _continuous_solver(settings, schedule, seeds_B)
     if settings.dynamic_threshold is not None:
         raise ConfigError("dynamic_threshold is for models of pixels: leave it out for a model of latents")
-    if not 1 <= settings.num_inference_steps <= schedule.num_timesteps:
+    # diffusers lays T steps on the T - 1 timesteps above 0: two fall together, and what lies between is divided by.
+    most = schedule.num_timesteps - (settings.solver != "ddim")
+    if not 1 <= settings.num_inference_steps <= most:
         raise ConfigError(
             f"num_inference_steps {settings.num_inference_steps} is not possible: the model was trained with "
-            f"{schedule.num_timesteps} timesteps, so ask for 1 to {schedule.num_timesteps}"
+            f"{schedule.num_timesteps} timesteps, so ask {settings.solver} for 1 to {most}"
         )
     if settings.solver == "ddim":
         return Ddim(settings, schedule, seeds_B)

@@ -77,8 +77,11 @@ class AdversarialObjective(Objective, Protocol):
     def configure_critic(self) -> nn.Module | None:
         """The critic, or None to train without one."""
 
+    def critic_learns(self, step: int) -> bool:
+        """Whether the critic is trained in this step."""
+
     def adversarial_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors, step: int) -> Losses:
         """Replaces `loss` while there is a critic; its parameters get no gradient from it."""
 
-    def critic_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors, step: int) -> Losses:
+    def critic_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors) -> Losses:
         """The critic's own loss; the model's parameters get no gradient from it."""

@@ -57,10 +57,12 @@ class Position:
             )
 
 
-def unchanging(loop: LoopConfig, model: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that must stay the same over a run's life."""
+def unchanging(loop: LoopConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's settings, those that must stay the same over its life."""
     values = loop.model_dump(mode="json")
-    return {"model": dict(model), **{f"loop.{name}": values[name] for name in UNCHANGING}}
+    names = [*UNCHANGING, *(["steps"] if loop.optimizer.schedule == "cosine" else [])]
+    sections = {name: settings[name] for name in ("model", "loss") if name in settings}
+    return {**sections, **{f"loop.{name}": values[name] for name in names}}
 
 
 def save_checkpoint(

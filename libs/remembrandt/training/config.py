@@ -9,13 +9,15 @@ from remembrandt.configuration import Config
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Config):
     """The optimiser and its learning rate.
 
     Attributes:
-        kind: `adafactor` keeps hardly any state (P2's base model).
+        kind: `adafactor` (P2's base model) keeps sums of rows and columns in place of second moments, and no first ones;
+            where ZeRO spreads the weights as flat buffers, whole second moments. Its rate is absolute, like Adam's.
         learning_rate: peak.
         schedule: after warm-up: `constant`, or `cosine` down to `final_fraction` of the peak.
         warmup: steps of linear rise.
@@ -28,7 +30,7 @@ class OptimizerConfig(Config):
     final_fraction: Fraction = 0.0
     warmup: Count = 0
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     gradient_clip: Annotated[float, Field(gt=0)] = 1.0
 
 
@@ -75,7 +77,7 @@ class LoopConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "bf16"
     threads: Count = 0
     optimizer: OptimizerConfig = OptimizerConfig()
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    ema: Decay = 0.9999
     init_from: str | None = None
     activation_checkpointing: bool = False
     compile: bool = False
@@ -118,4 +120,7 @@ def sharding(zero_stage: int, precision: str) -> int:
 
 
 UNCHANGING = ("batch_size", "optimizer", "ema", "precision", "seed", "init_from")
-"""What must stay the same when an interrupted run goes on, or its losses would not be an unbroken run's."""
+"""What must stay the same when an interrupted run goes on, or its losses would not be an unbroken run's.
+
+So must `steps` where the learning rate depends on it.
+"""

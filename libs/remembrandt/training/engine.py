@@ -3,9 +3,10 @@
 import contextlib
 import copy
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ class Engine:
         with contextlib.redirect_stdout(sys.stderr):
             self.network, self._optimizer, _, _ = _deepspeed(device).initialize(
                 model=module,
-                optimizer=_optimizer(loop.optimizer, module),
+                optimizer=make_optimizer(loop.optimizer, module.parameters(), spread=stage > 0),
                 config=_deepspeed_config(loop, stage),
                 dist_init_required=False,
             )
@@ -193,9 +194,26 @@ def _deepspeed_config(loop: LoopConfig, stage: int) -> dict[str, Any]:
     }
 
 
-def _optimizer(config: OptimizerConfig, module: nn.Module) -> torch.optim.Optimizer:
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+def make_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], *, spread: bool
+) -> torch.optim.Optimizer:
+    """The optimiser of a network.
+
+    Args:
+        spread: whether it is given a worker's piece of all weights, and not each weight: what is taken over a piece
+            would depend on how many workers there are, so Adafactor does not bound the update's mean square there.
+    """
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     if config.kind == "adafactor":
-        return torch.optim.Adafactor(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        from transformers.optimization import Adafactor
+
+        return Adafactor(
+            parameters,
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            clip_threshold=math.inf if spread else 1.0,
+            scale_parameter=False,
+            relative_step=False,
+        )
     kind = torch.optim.AdamW if config.kind == "adamw" else torch.optim.Adam
     return kind(parameters, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay, fused=True)

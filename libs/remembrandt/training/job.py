@@ -33,7 +33,7 @@ class TrainJob(Protocol):
     def loop(self) -> LoopConfig: ...
 
     def settings(self) -> Mapping[str, Any]:
-        """The whole configuration as plain values; `model` is what a resumed run may not change."""
+        """The whole configuration as plain values; `model` and `loss` are what a resumed run may not change."""
 
     def build(self, device: torch.device) -> tuple[Objective, Feed]:
         """Called once in every worker."""

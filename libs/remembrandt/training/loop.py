@@ -155,7 +155,7 @@ class Trainer:
                 losses = self._loss(batch)
             self.model.backward(losses.per_example_B.mean())
             self.model.step(rate)
-            if self.critic is not None:
+            if self.critic is not None and cast(AdversarialObjective, self.objective).critic_learns(self.step):
                 self._train_critic(batch, rate)
             self._log_names = tuple(sorted(losses.logs))
             sums = _sums(losses, len(self.objective.group_names))
@@ -175,7 +175,7 @@ class Trainer:
         assert self.critic is not None
         objective = cast(AdversarialObjective, self.objective)
         with self.critic.arithmetic():
-            losses = objective.critic_loss(self.model.network, self.critic.network, batch, self.step)
+            losses = objective.critic_loss(self.model.network, self.critic.network, batch)
         self.critic.network.zero_grad()  # the model's loss has passed a gradient through it
         self.critic.backward(losses.per_example_B.mean())
         self.critic.step(rate)
@@ -225,7 +225,7 @@ class Trainer:
         }
 
     def _position(self) -> Position:
-        settings = unchanging(self.loop, self.job.settings()["model"])
+        settings = unchanging(self.loop, self.job.settings())
         return Position.of(self.step, self.loop, settings, self.feed.identity)
 
     def _checkpoint(self) -> None:
@@ -281,6 +281,11 @@ def _sums(losses: Losses, num_groups: int) -> torch.Tensor:
 
 def _checkpoint_activations(module: nn.Module, checkpointing: Callable[..., Any] | None) -> None:
     enable = getattr(module, "enable_gradient_checkpointing", None)
-    if enable is None:
-        raise ConfigError(f"loop.activation_checkpointing: {type(module).__name__} does not offer it; set it to false")
-    enable(checkpointing)
+    try:
+        if enable is None:
+            raise ValueError
+        enable(checkpointing)
+    except ValueError:  # diffusers' base class has the method for all, and raises where a network does not offer it
+        raise ConfigError(
+            f"loop.activation_checkpointing: {type(module).__name__} does not offer it; set it to false"
+        ) from None

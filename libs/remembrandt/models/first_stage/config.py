@@ -51,7 +51,8 @@ class FirstStageLossConfig(Config):
         perceptual: of the perceptual distance; 0 leaves the network out.
         perceptual_network: `st-lpips` comes with the package stlpips-pytorch; `lpips` needs torchvision's VGG weights,
             which are fetched.
-        kl: of the divergence from a standard normal (`kl` only).
+        kl: of the divergence from a standard normal (`kl` only), summed over a latent and divided by the values of a
+            picture: beside a mean over pixels it weighs what it does beside a sum in LDM.
         codebook: of the codebook loss (`vq` only).
         adversarial: of the patch discriminator, before it is balanced against the reconstruction; 0 trains without.
         adversarial_from: step at which it begins.

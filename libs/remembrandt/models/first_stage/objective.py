@@ -58,9 +58,13 @@ class FirstStageObjective:
         rebuilt_BCHW, latent_B = self._rebuild(model, batch)
         return self._reconstruction(batch["pixels_BCHW"], rebuilt_BCHW, latent_B)
 
+    def critic_learns(self, step: int) -> bool:
+        """From `adversarial_from` on."""
+        return step >= self.loss_config.adversarial_from
+
     def adversarial_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors, step: int) -> Losses:
         """As `loss`; from `adversarial_from` on, the critic should also take the result for a picture."""
-        if step < self.loss_config.adversarial_from:
+        if not self.critic_learns(step):
             return self.loss(model, batch)
         rebuilt_BCHW, latent_B = self._rebuild(model, batch)
         losses = self._reconstruction(batch["pixels_BCHW"], rebuilt_BCHW, latent_B)
@@ -69,12 +73,11 @@ class FirstStageObjective:
         weight = self.loss_config.adversarial * balance(losses.per_example_B.mean(), doubt_B.mean(), last)
         return Losses(losses.per_example_B + weight * doubt_B, logs={**losses.logs, "adversarial": doubt_B.detach()})
 
-    def critic_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors, step: int) -> Losses:
-        """Hinge loss; nothing before `adversarial_from`."""
+    def critic_loss(self, model: nn.Module, critic: nn.Module, batch: Tensors) -> Losses:
+        """Hinge loss."""
         with torch.no_grad():
             rebuilt_BCHW, _ = self._rebuild(model, batch)
-        per_example_B = hinge(critic(batch["pixels_BCHW"] * 2 - 1), critic(rebuilt_BCHW.detach() * 2 - 1))
-        return Losses(per_example_B * float(step >= self.loss_config.adversarial_from))
+        return Losses(hinge(critic(batch["pixels_BCHW"] * 2 - 1), critic(rebuilt_BCHW.detach() * 2 - 1)))
 
     def sample(self, model: nn.Module, batch: Tensors, seeds_B: NDArray[np.int64]) -> torch.Tensor:
         """Reconstructions, as the finished first stage makes them."""
@@ -105,7 +108,7 @@ class FirstStageObjective:
             posterior = network.encode(x_BCHW).latent_dist
             latents_BCHW = posterior.mean + posterior.std * batch["noise_BCHW"].to(posterior.mean.dtype)
             rebuilt_BCHW = network.decode(latents_BCHW).sample
-            own_B = self.loss_config.kl * posterior.kl().float()
+            own_B = self.loss_config.kl * posterior.kl().float() / x_BCHW[0].numel()
         return rebuilt_BCHW.float() / 2 + 0.5, own_B
 
     def _reconstruction(self, pixels_BCHW: torch.Tensor, rebuilt_BCHW: torch.Tensor, latent_B: torch.Tensor) -> Losses:

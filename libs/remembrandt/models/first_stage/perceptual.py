@@ -59,7 +59,7 @@ class VggDistance(nn.Module):
         from torchvision.models import VGG16_Weights, vgg16
 
         try:
-            self.layers = vgg16(weights=VGG16_Weights.IMAGENET1K_FEATURES).features
+            self.layers = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features
         except OSError as error:
             raise ServiceError(
                 f"VGG16's weights cannot be fetched ({error}): set perceptual_network to st-lpips"

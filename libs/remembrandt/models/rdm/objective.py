@@ -50,10 +50,14 @@ class RdmObjective:
         return build_unet(self.config)
 
     def prepare(self, batch: Tensors, seeds_B: NDArray[np.int64]) -> Tensors:
-        """Draws `timesteps_B` (int64, uniform) and `noise_BCHW`."""
+        """Draws `timesteps_B` (int64, uniform) and `noise_BCHW`; drops a mask that lets every neighbour through.
+
+        Attention is faster without a mask, and the device would have to be waited for to see what is in it.
+        """
         uniform_B = seeded_uniform(seeds_B, TRAIN_TIMESTEP)
+        full = "neighbors_mask_BK" in batch and bool(batch["neighbors_mask_BK"].all())
         return {
-            **batch,
+            **{name: tensor for name, tensor in batch.items() if not (full and name == "neighbors_mask_BK")},
             "timesteps_B": (uniform_B * self.schedule.num_timesteps).long(),
             "noise_BCHW": seeded_normal(seeds_B, batch["latents_BCHW"].shape[1:], TRAIN_NOISE),
         }
@@ -68,13 +72,12 @@ class RdmObjective:
         return Losses(errors_B, groups_B=timesteps_B * len(QUARTILES) // self.schedule.num_timesteps)
 
     def context(self, batch: Tensors) -> Context | None:
-        """What a batch is conditioned on. A full set of neighbours needs no mask, and attention is faster without."""
+        """What a prepared batch is conditioned on."""
         if self.config.condition == "none":
             return None
         if "context_BLD" in batch:
             return Context(batch["context_BLD"])
-        mask_BK = batch.get("neighbors_mask_BK")
-        return Context(batch["neighbors_BKD"], None if mask_BK is None or bool(mask_BK.all()) else mask_BK)
+        return Context(batch["neighbors_BKD"], batch.get("neighbors_mask_BK"))
 
     def sample(self, model: nn.Module, batch: Tensors, seeds_B: NDArray[np.int64]) -> torch.Tensor:
         """Pictures from the batch's neighbours, by 20 steps of DPM-Solver++ with guidance 2."""

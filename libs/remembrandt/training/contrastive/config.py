@@ -7,6 +7,7 @@ from pydantic import Field
 from remembrandt.configuration import Config
 from remembrandt.data.sources import SourceConfig
 from remembrandt.encoders.base import CLASS_PROMPT
+from remembrandt.errors import ConfigError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -154,3 +155,19 @@ class TrainClipConfig(Config):
     evaluate_every: Positive = 1000
     log_every: Positive = 20
     seed: int = 0
+
+
+_UNCHANGING = ("data", "model", "num_merges", "preprocess", "distillation", "augmentation", "optimisation", "seed")
+
+
+def check_unchanged(before: TrainClipConfig, now: TrainClipConfig) -> None:
+    """Raises ConfigError unless a run that was begun with `before` goes on with `now` as it would have."""
+    values, others = (
+        config.model_dump(mode="json", include=set(_UNCHANGING), exclude={"data": {"cache"}}) for config in (before, now)
+    )
+    for name in _UNCHANGING:
+        if values[name] != others[name]:
+            raise ConfigError(
+                f"the run was started with {name} = {values[name]} and cannot go on with {others[name]}: "
+                "restore the setting, or give the run another name"
+            )

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 
 from remembrandt.allocation import keep_freed_memory
-from remembrandt.configuration import dump_config
+from remembrandt.configuration import dump_config, load_config
 from remembrandt.encoders.text_tower import encode_text_trimmed
 from remembrandt.progress import Progress, say
 from remembrandt.training.contrastive.augment import augment
-from remembrandt.training.contrastive.config import TrainClipConfig
+from remembrandt.training.contrastive.config import TrainClipConfig, check_unchanged
 from remembrandt.training.contrastive.data import trained_on
 from remembrandt.training.contrastive.evaluation import evaluate, summary
 from remembrandt.training.contrastive.export import export_model
@@ -41,7 +41,7 @@ from remembrandt.training.contrastive.setup import Workbench, set_up
 from remembrandt.training.engine import settle_precision
 from remembrandt.training.worker import share_of_cores
 
-_CHECKPOINT_FILE = "state.pt"
+_CHECKPOINT_FILE, _CONFIG_FILE = "state.pt", "config.yaml"
 _MAX_LOGIT_SCALE = math.log(100)
 _BUCKET = 8
 
@@ -126,8 +126,13 @@ class Trainer:
         self.optimizer = self._make_optimizer()
 
     def restore(self, checkpoint: ray.train.Checkpoint) -> None:
-        """Takes over the state of an interrupted run."""
+        """Takes over the state of an interrupted run.
+
+        Raises:
+            ConfigError: something that the losses depend on has changed since.
+        """
         with checkpoint.as_directory() as folder:
+            check_unchanged(load_config(TrainClipConfig, Path(folder) / _CONFIG_FILE), self.bench.config)
             state = torch.load(Path(folder) / _CHECKPOINT_FILE, map_location="cpu", weights_only=True)
         self.step, self.losses = state["step"], state["losses"]
         self.model.load_state_dict(state["model"])
@@ -282,7 +287,7 @@ class Trainer:
                 "in_text_stage": self.step - 1 < self.text_steps,
             }
             torch.save(state, Path(folder) / _CHECKPOINT_FILE)
-            (Path(folder) / "config.yaml").write_text(dump_config(self.bench.config))
+            (Path(folder) / _CONFIG_FILE).write_text(dump_config(self.bench.config))
             ray.train.report({"step": self.step, "loss": loss}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     def _export(self) -> None:
