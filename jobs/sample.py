@@ -11,7 +11,7 @@ from typing import Any
 
 from remembrandt.entry import run_job
 from remembrandt.evaluation.pictures import sheet_of_run
-from remembrandt.generation.job import SampleCascadeConfig, SampleConfig, SampleJob, sample_pictures
+from remembrandt.generation.job import SampleCascadeConfig, SampleConfig, SampleJob, databases_of, sample_pictures
 from remembrandt.progress import say
 from remembrandt.storage import open_store
 
@@ -23,7 +23,7 @@ def main(config: SampleJob, arguments: argparse.Namespace) -> dict[str, Any]:
     """Draws as configured; the report comes back for `--json`."""
     report = sample_pictures(config, dry_run=arguments.dry_run)
     if not arguments.dry_run:
-        open_store(config.out).write(SHEET, sheet_of_run(config.out, config.databases()).encode())
+        open_store(config.out).write(SHEET, sheet_of_run(config.out, databases_of(config)).encode())
         say(f"{config.out}: {report['pictures']:,} pictures, records.parquet, {SHEET}")
     return report
 

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from remembrandt.configuration import parse_config
-from remembrandt.errors import SourceError
+from remembrandt.databases.database import Database
+from remembrandt.errors import ConfigError, SourceError
 from remembrandt.evaluation.first_stage import FirstStageProtocol, FirstStageProtocolConfig
 from tests.support.models import tiny_first_stage
 
@@ -30,6 +32,23 @@ def test_unseen_pictures_are_measured_by_style(values: dict[str, Any], tmp_path:
     means = [group["psnr"]["mean"] for group in report["groups"].values()]
     assert sum(means) / 4 == pytest.approx(report["psnr"]["mean"])
     assert (tmp_path / "report" / "page.html").read_text().count("reconstruction") >= 16
+
+
+def test_rows_without_a_picture_are_left_out(values: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Database.images
+
+    def some(database: Database, ids: list[int]) -> list[Image.Image | None]:
+        return [image if row % 4 else None for row, image in zip(ids, read(database, ids), strict=True)]
+
+    monkeypatch.setattr(Database, "images", some)
+    report = FirstStageProtocol(parse_config(FirstStageProtocolConfig, values, "test")).run()
+    assert report["psnr"]["count"] == sum(group["psnr"]["count"] for group in report["groups"].values()) == 48
+
+
+def test_an_impossible_size_is_one_line(values: dict[str, Any]) -> None:
+    config = parse_config(FirstStageProtocolConfig, {**values, "size": 17}, "test")
+    with pytest.raises(ConfigError, match="size 17 is no multiple of 2"):
+        FirstStageProtocol(config)
 
 
 def test_no_such_rows_is_one_line(values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from remembrandt.configuration import parse_config
 from remembrandt.databases.build import build_database
 from remembrandt.databases.config import BuildConfig
 from remembrandt.databases.database import Database
-from remembrandt.errors import SourceError
+from remembrandt.errors import ConfigError, SourceError
 from remembrandt.evaluation.rdm import RdmProtocol, RdmProtocolConfig
 from remembrandt.models.rdm.sampling import RdmSampler
 from tests.support.models import TINY_RDM, save_tiny_rdm
@@ -83,6 +83,10 @@ def test_all_claims_are_measured_shown_and_not_measured_twice(
     assert pages == ["baseline", "guidance", "neighbours", "swap", "top_m"]
     monkeypatch.setattr(RdmSampler, "sample", lambda *_: pytest.fail("a claim was measured twice"))
     assert RdmProtocol(config).run() == report
+    for change in ({"seed": 1}, {"model": values["baseline"]}):
+        other = config.model_copy(update=change)
+        with pytest.raises(ConfigError, match="holds figures of another model, database or configuration"):
+            RdmProtocol(other).run()
 
 
 def test_a_database_without_unseen_entities_is_refused(values: dict[str, Any]) -> None:

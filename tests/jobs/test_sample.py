@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import yaml
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.database import Database
-from remembrandt.errors import RemembrandtError
+from remembrandt.errors import ConfigError, RemembrandtError, VersionError
 from remembrandt.generation import read_record
-from remembrandt.generation.job import SampleConfig, sample_pictures
+from remembrandt.generation.claim import Claim
+from remembrandt.generation.job import CLAIM, SampleCascadeConfig, SampleConfig, sample_pictures
+from remembrandt.storage import open_store
 from tests.support.builds import REPOSITORY
 from tests.support.models import TINY_RDM, save_tiny_rdm
 from tests.support.processes import wait_until
@@ -98,7 +101,10 @@ def test_a_killed_run_goes_on_and_draws_nothing_twice(
         ({"texts": [], "requests": []}, "needs texts, prompts or images"),
         ({"guidance": 3}, "did you mean 'guidance_scale'?"),
         ({"prompts": "/nowhere.txt", "texts": []}, "cannot read prompts /nowhere.txt"),
-        ({"sampler": {"num_inference_steps": 5000}}, "ask for 1 to 1000"),
+        ({"sampler": {"num_inference_steps": 5000}}, "ask ddim for 1 to 1000"),
+        ({"database": None}, "this model paints from neighbours: name a database"),
+        ({"database": {"uri": "/nowhere/emoji"}}, "/nowhere/emoji"),
+        ({"samplers": 0}, "samplers"),
     ],
 )
 def test_mistakes_are_found_before_anything_is_drawn(
@@ -106,3 +112,46 @@ def test_mistakes_are_found_before_anything_is_drawn(
 ) -> None:
     with pytest.raises(RemembrandtError, match=re.escape(message)):
         sample_pictures(parse_config(SampleConfig, {**values, **change}, "sample.yaml"), dry_run=True)
+    assert not list(Path(values["out"]).rglob("*")), "a mistake takes no folder"
+
+
+def test_a_cascade_needs_a_database_for_prompts_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\n")
+    config = SampleCascadeConfig(model="none", out=str(tmp_path), prompts=str(tmp_path / "prompts.txt"))
+    with pytest.raises(ConfigError, match="name a `database`, or set num_neighbors: 0"):
+        sample_pictures(config)
+
+
+def test_a_folder_belongs_to_what_was_drawn_into_it(
+    values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path
+) -> None:
+    ray_cluster.connect()
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red circle\n")
+    values |= {"texts": [], "prompts": str(prompts), "requests": [], "count": 2}
+    out, uri = open_store(values["out"]), values["database"]["uri"]
+
+    def left(**change: Any) -> int:
+        config = parse_config(SampleConfig, {**values, **change}, "sample.yaml")
+        return int(sample_pictures(config, dry_run=True)["drawn_now"])
+
+    Claim("others", {}, 4).write(out, CLAIM)
+    assert left() == 2, "whoever drew nothing has nothing there"
+    sample_pictures(parse_config(SampleConfig, values, "sample.yaml"))
+    assert left() == left(samplers="auto", threads=2) == 0
+    claim = Claim.read(out, CLAIM)
+    assert claim is not None and list(claim.versions) == [uri]
+
+    prompts.write_text("a blue square\n")
+    with pytest.raises(ConfigError, match="holds pictures of other requests: name another folder, or remove it"):
+        left()
+    prompts.write_text("a red circle\n")
+    with pytest.raises(ConfigError, match="was begun with block_size 2"):
+        left(block_size=3)
+    replace(claim, versions={uri: "v-of-then"}).write(out, CLAIM)
+    with pytest.raises(VersionError, match="v-of-then"):
+        left()
+    claim.write(out, CLAIM)
+    (Path(values["model"]) / "unet" / "notes.txt").write_text("trained further")
+    with pytest.raises(ConfigError, match="other requests"):
+        left()

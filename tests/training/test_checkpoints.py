@@ -19,13 +19,15 @@ def position(loop: LoopConfig = LOOP, **settings: object) -> Position:
 
 
 def test_the_length_of_a_run_and_its_logging_may_change() -> None:
-    position().check(position(LOOP.model_copy(update={"steps": 99, "log_every": 1, "keep": 5, "workers": 2}), storage="elsewhere"))
+    position().check(
+        position(LOOP.model_copy(update={"steps": 99, "log_every": 1, "keep": 5, "workers": 2}), storage="elsewhere")
+    )
 
 
 def test_the_length_may_not_where_the_learning_rate_depends_on_it() -> None:
     falling = LOOP.model_copy(update={"optimizer": OptimizerConfig(schedule="cosine")})
     position(falling).check(position(falling.model_copy(update={"log_every": 1})))
-    with pytest.raises(ConfigError, match="loop.steps = 10 and cannot go on with 99"):
+    with pytest.raises(ConfigError, match=r"loop\.steps = 10 and cannot go on with 99"):
         position(falling).check(position(falling.model_copy(update={"steps": 99})))
 
 

@@ -6,16 +6,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.multiprocessing import ProcessRaisedException
+from torch.utils.flop_counter import FlopCounterMode
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.neighbors import PrecomputeConfig, precompute_neighbors
+from remembrandt.diffusion.guidance import Context
+from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.models.rdm.model import build_unet, run_unet
 from remembrandt.models.rdm.sampling import RdmSampler
 from tests.support.ray_cluster import RayCluster
 from tests.training.workers import train_all
 
 pytestmark = pytest.mark.ray
 
+PEAK = 1e12
 GOLDEN = Path(__file__).parents[1] / "assets" / "losses" / "rdm-tiny.json"
 
 
@@ -53,8 +60,12 @@ def test_zero_stages_and_workers_give_the_same_losses(
 ) -> None:
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "compiled"))
     single = [variant(precomputed, f"one-{stage}", zero_stage=stage) for stage in range(4)]
-    parts = variant(precomputed, "parts", accumulation=2)
-    double = [variant(precomputed, f"two-{stage}", zero_stage=stage, workers=2) for stage in range(4)]
+    # Whether the passes are counted changes nothing, either.
+    parts = variant(precomputed, "parts", accumulation=2, peak_flops=PEAK)
+    double = [
+        variant(precomputed, f"two-{stage}", zero_stage=stage, workers=2, peak_flops=PEAK if stage == 3 else None)
+        for stage in range(4)
+    ]
     losses = train_all([*single, parts], 1) + train_all(double, 2)
     golden = json.loads(GOLDEN.read_text())["losses"]
     for found, values in zip(losses, [*single, parts, *double], strict=True):
@@ -69,10 +80,33 @@ def test_zero_stages_and_workers_give_the_same_losses(
         assert found != losses[0], f"{name} rounds"
     assert losses[0][-4:] < losses[0][:4], "it learns"
     assert not (tmp_path / "compiled").exists(), "DeepSpeed compiles nothing"
+    assert figures_of(single[0], "model_flop_utilisation") == []
+    for values in (parts, double[3]):
+        rates, shares = (figures_of(values, name) for name in ("images_per_second", "model_flop_utilisation"))
+        flops_per_image = np.array(shares) / np.array(rates) * PEAK * values["loop"].get("workers", 1)
+        np.testing.assert_allclose(flops_per_image, flops_of_an_image(values), rtol=1e-3)
     weights = [RdmSampler.load(values["output"]).unet.state_dict() for values in (single[0], single[3], double[2])]
     for name, weight in weights[0].items():
         for other in weights[1:]:
             np.testing.assert_allclose(other[name], weight, atol=2e-3, err_msg=name)
+
+
+def figures_of(values: dict[str, Any], name: str) -> list[float]:
+    """What TensorBoard was told."""
+    events = EventAccumulator(f"{values['storage']}/{values['name']}/tensorboard")
+    events.Reload()
+    return [event.value for event in events.Scalars(name)] if name in events.Tags()["scalars"] else []
+
+
+def flops_of_an_image(values: dict[str, Any]) -> float:
+    """Three forward passes of its network."""
+    config = RdmConfig.model_validate(values["model"])
+    latents_BCHW = torch.zeros(1, config.latent_channels, config.latent_size, config.latent_size)
+    context = Context(torch.zeros(1, values["neighbors"]["num_neighbors"], config.context_dim))
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        run_unet(build_unet(config), latents_BCHW, torch.zeros(1).long(), context)
+    return 3 * counter.get_total_flops()
 
 
 @pytest.mark.timeout(300)

@@ -15,7 +15,6 @@ from remembrandt.errors import ConfigError
 from remembrandt.evaluation.pictures import images_in, picture_rows
 from remembrandt.evaluation.sheets import write_sheet
 from remembrandt.generation import DatabaseRef, Generator, PictureRequest, encode_png
-from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.retrieval import parse_strategy
 
 TEXTS = ("a red apple", "a cat", "a smiling face", "a rocket", "a sunflower", "a blue car")
@@ -57,7 +56,7 @@ def sample(
         for text in starts
         for number in range(count)
     ]
-    generator = Generator(RdmSampler.load(model), Path(model).name)
+    generator = Generator.load(model)
     pictures = generator.generate(requests)
     if out.suffix.lower() in (".png", ".html"):
         drawn = [(picture.image, picture.record) for picture in pictures]
@@ -81,7 +80,7 @@ def demo_samples(
     as_json: Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")] = False,
 ) -> None:
     """Samples from words, from classes, from nothing, and with the database swapped under the same seeds."""
-    generator = Generator(RdmSampler.load(model), Path(model).name)
+    generator = Generator.load(model)
     whole = DatabaseRef(uri=uri)
     line_art = whole.model_copy(update={"where": {"style": NEW_STYLE}})
     sheets: dict[str, tuple[str, list[PictureRequest]]] = {
@@ -109,7 +108,7 @@ def demo_samples(
     }
     painted = {name: (title, generator.generate(requests)) for name, (title, requests) in sheets.items()}
     if tuned is not None:
-        further = Generator(RdmSampler.load(tuned), Path(tuned).name)
+        further = Generator.load(tuned)
         pictures = [
             picture
             for text in SWAPPED

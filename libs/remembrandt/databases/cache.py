@@ -13,15 +13,11 @@ from pathlib import Path
 from remembrandt.databases.manifest import MANIFEST
 from remembrandt.errors import CorruptionError
 from remembrandt.storage import Store
+from remembrandt.storage.folders import cache_folder
 from remembrandt.storage.ledger import FileRecord
 from remembrandt.storage.local import LocalStore
 
 _HASHING_THREADS = 4
-
-
-def cache_folder() -> Path:
-    """Where caches of this user lie."""
-    return Path(os.environ.get("REMEMBRANDT_CACHE", "~/.cache/remembrandt")).expanduser()
 
 
 def local_file(store: Store, record: FileRecord) -> Path:

@@ -11,9 +11,9 @@ import lance
 import numpy as np
 from numpy.typing import NDArray
 
-from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.rows import scan_embeddings, take_embeddings
 from remembrandt.encoders.base import normalise
+from remembrandt.storage.folders import cache_folder
 
 
 class EmbeddingColumn:

@@ -18,12 +18,12 @@ from pydantic import Field
 
 from remembrandt.configuration import Config
 from remembrandt.data.sources.common import key_digests
-from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, distinct_filters, top_k
 from remembrandt.databases.manifest import ROWS, digest
 from remembrandt.databases.rows import embedding_matrix
 from remembrandt.encoders.base import normalise
+from remembrandt.storage.folders import cache_folder
 
 _EXTRA = 12
 _ESCALATION = 8

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from remembrandt.databases.cache import cache_folder
 from remembrandt.databases.rows import Row
 from remembrandt.progress import say
+from remembrandt.storage.folders import cache_folder
 
 TEXT_COLUMNS = ("key", "caption", "group", "licence")
 _BATCH_ROWS = 65_536

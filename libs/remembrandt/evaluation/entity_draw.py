@@ -20,7 +20,7 @@ from pydantic import Field
 from remembrandt.configuration import Config
 from remembrandt.diffusion.guidance import TextNeighborGuidance
 from remembrandt.errors import SourceError
-from remembrandt.evaluation.claims import draw_in_parts, measure_claims
+from remembrandt.evaluation.claims import claim_of, draw_in_parts, measure_claims
 from remembrandt.evaluation.metrics import bootstrap, cosine
 from remembrandt.evaluation.pictures import images_in, picture_rows
 from remembrandt.evaluation.plots import plot_bars, plot_curve
@@ -107,7 +107,8 @@ class EntityDraw:
             "ratio": self.sweep_ratio,
             "guidance": self.compare_guidance,
         }
-        found = measure_claims(self.out, {name: partial(self._shown, name, work) for name, work in claims.items()})
+        shown = {name: partial(self._shown, name, work) for name, work in claims.items()}
+        found = measure_claims(self.out, shown, claim_of(self.config, [self.config.model], self.database))
         report = {"encoder": str(self.database.manifest.fingerprint), "config": self.config.model_dump(mode="json")}
         report |= found
         self.out.write("report.json", (json.dumps(report, indent=1) + "\n").encode())

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
@@ -17,10 +18,11 @@ from remembrandt.configuration import Config
 from remembrandt.data.decode import to_square
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import Filter
-from remembrandt.errors import SourceError
+from remembrandt.errors import ConfigError, SourceError
 from remembrandt.evaluation.metrics import bootstrap
 from remembrandt.evaluation.sheets import SheetCell, SheetRow, render_html
 from remembrandt.generation.grid import to_images
+from remembrandt.generation.models import best_device, model_folder
 from remembrandt.models.first_stage.model import FirstStage, psnr
 from remembrandt.models.first_stage.perceptual import Perceptual
 from remembrandt.progress import Progress
@@ -57,8 +59,12 @@ class FirstStageProtocol:
     """PSNR and perceptual distance of reconstructions; report.json and page.html go to `out`."""
 
     def __init__(self, config: FirstStageProtocolConfig) -> None:
-        self.config, self.stage = config, FirstStage.load(config.model)
-        self.perceptual = Perceptual(config.perceptual)
+        self.config, self.device = config, best_device()
+        self.stage = FirstStage.load(model_folder(config.model)).to(self.device)
+        self.edge = config.size or int(self.stage.network.config["sample_size"])
+        if self.edge % self.stage.factor:
+            raise ConfigError(f"size {self.edge} is no multiple of {self.stage.factor}, the model's factor: change it")
+        self.perceptual = Perceptual(config.perceptual).to(self.device)
         self.database = Database.open(config.database)
         self.out = open_store(config.out)
         self.out.check_writable()
@@ -70,28 +76,39 @@ class FirstStageProtocol:
         if len(ids) < 2:
             raise SourceError(f"{len(ids)} rows of {config.database} are {config.where}: change `where`")
         ids = ids[np.linspace(0, len(ids) - 1, min(config.count, len(ids))).astype(int)]
-        groups = [row.fields.get(config.group_by, "") for row in self.database.rows(ids, ["key", config.group_by])]
-        edge = config.size or int(self.stage.network.config["sample_size"])
+        groups: list[str] = []
         decibels, distances, shown = [], [], defaultdict[str, list[SheetCell]](list)
         with Progress("reconstructing", len(ids), "pictures") as progress:
             for first in range(0, len(ids), config.batch):
                 part = ids[first : first + config.batch]
-                squares = [to_square(image, edge) for image in self.database.images(part) if image is not None]
-                x_BCHW = _tensor(squares)
+                squares, own = self._squares(part)
+                progress.advance(len(part))
+                if not squares:
+                    continue
+                x_BCHW = _tensor(squares).to(self.device)
                 rebuilt_BCHW = self.stage.decode(self.stage.encode(x_BCHW)).clamp(0, 1)
                 decibels += psnr(rebuilt_BCHW, x_BCHW).tolist()
                 distances += self.perceptual(rebuilt_BCHW, x_BCHW).tolist()
-                for square, rebuilt, group in zip(squares, to_images(rebuilt_BCHW), groups[first:], strict=False):
+                groups += own
+                for square, rebuilt, group in zip(squares, to_images(rebuilt_BCHW), own, strict=True):
                     if len(shown[group]) < 2 * _SHOWN:
                         shown[group] += [SheetCell(square, "original"), SheetCell(rebuilt, "reconstruction")]
-                progress.advance(len(part))
-        report = {"config": config.model_dump(mode="json"), "edge": edge, **self._figures(decibels, distances)}
+        if len(decibels) < 2:
+            raise SourceError(f"{len(decibels)} of {len(ids)} rows of {config.database} have an image: 2 are needed")
+        report = {"config": config.model_dump(mode="json"), "edge": self.edge, **self._figures(decibels, distances)}
         report["groups"] = {name: self._figures(*(np.array(v)[np.array(groups) == name] for v in (decibels, distances)))
                             for name in sorted(set(groups))}  # fmt: skip
         rows = [SheetRow(name, None, cells) for name, cells in sorted(shown.items())]
         self.out.write("page.html", render_html(rows, f"Reconstructions · {config.model}").encode())
         self.out.write("report.json", (json.dumps(report, indent=1) + "\n").encode())
         return report
+
+    def _squares(self, ids: NDArray[np.int64]) -> tuple[list[Image.Image], list[str]]:
+        """Pictures of the rows that have one, and the group of each."""
+        columns = ["key", self.config.group_by]
+        rows = zip(self.database.images(ids), self.database.rows(ids, columns), strict=True)
+        found = [(image, row.fields.get(self.config.group_by, "")) for image, row in rows if image is not None]
+        return [to_square(image, self.edge) for image, _ in found], [group for _, group in found]
 
     def _figures(self, decibels: Any, distances: Any) -> dict[str, Any]:
         return {

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -20,13 +19,12 @@ from remembrandt.databases.database import Database
 from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import SourceError
-from remembrandt.evaluation.claims import draw_in_parts, measure_claims
+from remembrandt.evaluation.claims import claim_of, draw_in_parts, measure_claims
 from remembrandt.evaluation.features import MobileNetFeatures
 from remembrandt.evaluation.metrics import bootstrap, cosine, frechet_distance, precision_recall, train_probe
 from remembrandt.evaluation.pictures import images_in, picture_rows
 from remembrandt.evaluation.sheets import render_html
 from remembrandt.generation import DatabaseRef, Generator, Picture, PictureRequest
-from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.retrieval import parse_strategy
 from remembrandt.storage import Store, open_store
 
@@ -72,7 +70,7 @@ class RdmProtocol:
 
     def __init__(self, config: RdmProtocolConfig) -> None:
         self.config, self.ref = config, DatabaseRef(uri=config.database)
-        self.generator = Generator(RdmSampler.load(config.model), Path(config.model).name)
+        self.generator = Generator.load(config.model)
         self.database: Database = self.generator.database(self.ref)
         self.features = MobileNetFeatures()
         self.out: Store = open_store(config.out)
@@ -91,7 +89,9 @@ class RdmProtocol:
             **({"baseline": self.against_baseline} if self.config.baseline else {}),
         }
         report: dict[str, Any] = {"features": MobileNetFeatures.name, "config": self.config.model_dump(mode="json")}
-        report |= measure_claims(self.out, {name: partial(self._shown, name, work) for name, work in claims.items()})
+        shown = {name: partial(self._shown, name, work) for name, work in claims.items()}
+        models = [model for model in (self.config.model, self.config.baseline) if model is not None]
+        report |= measure_claims(self.out, shown, claim_of(self.config, models, self.database))
         self.out.write("report.json", (json.dumps(report, indent=1) + "\n").encode())
         return report
 
@@ -172,7 +172,7 @@ class RdmProtocol:
         count = self.config.unconditional
         real = self._spaces(self._drawings(None, count))
         own = self._draw([self._unconditional(1.0, seed) for seed in range(count)], "RDM")
-        other = Generator(RdmSampler.load(self.config.baseline), Path(self.config.baseline).name)
+        other = Generator.load(self.config.baseline)
         requests = [PictureRequest(seed=seed, sampler=self.config.sampler) for seed in range(count)]
         theirs = self._draw(requests, "baseline", other)
         sizes = {

@@ -27,9 +27,9 @@ from remembrandt.generation.contexts import read_image
 from remembrandt.generation.databases import OpenDatabases
 from remembrandt.generation.generator import Picture
 from remembrandt.generation.grid import to_images
+from remembrandt.generation.models import best_device, model_folder
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import DatabaseRef
-from remembrandt.models.folders import find_model
 from remembrandt.models.reimagen.model import Neighbors, Text
 from remembrandt.models.reimagen.sampling import Cascade, StageBatch, StageSampler, StageSettings
 
@@ -263,13 +263,16 @@ class CascadeGenerator:
             check_text(stage, name, finder.encoder)
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Self:
+    def load(cls, folder: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Self:
         """Opens the stages `<folder>/64`, `<folder>/256`, … that training wrote, or a cascade that ships, by name.
+
+        Args:
+            device: None: a GPU where there is one.
 
         Raises:
             ConfigError: no stages there, or stages that do not follow each other.
         """
-        stages = [StageSampler.load(path, device, dtype) for path in stage_folders(folder)]
+        stages = [StageSampler.load(path, device or best_device(), dtype) for path in stage_folders(folder)]
         return cls(Cascade(stages), Path(folder).name, PairFinder(text_encoder_of(stages[0].facts)))
 
     @property
@@ -311,7 +314,7 @@ def stage_folders(folder: str | Path) -> list[Path]:
     Raises:
         ConfigError: there are none.
     """
-    root = find_model(folder)
+    root = model_folder(folder)
     sizes = sorted(int(path.name) for path in root.iterdir() if path.is_dir() and path.name.isdigit())
     if not sizes:
         raise ConfigError(f"{root} holds no stages (folders named by their size): train them first")

@@ -17,13 +17,15 @@ from PIL import Image
 from remembrandt.data.decode import DecodeConfig, decode_image, to_square
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import PAD_ID
+from remembrandt.databases.manifest import Manifest
 from remembrandt.diffusion.guidance import Context
 from remembrandt.encoders.base import ImageTextEncoder
 from remembrandt.errors import ConfigError, EncoderMismatchError, SourceError
 from remembrandt.generation.databases import OpenDatabases
+from remembrandt.generation.models import model_folder
 from remembrandt.generation.records import NeighborRecord, Record
 from remembrandt.generation.requests import PictureRequest
-from remembrandt.models.folders import find_model, read_facts
+from remembrandt.models.folders import read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import context_of_codes
 from remembrandt.models.rdm.sampling import RdmSampler
@@ -69,7 +71,7 @@ class ContextFinder:
         Raises:
             ConfigError: no such model there.
         """
-        facts = read_facts(find_model(folder), "rdm")
+        facts = read_facts(model_folder(folder), "rdm")
         return cls(Path(folder).name, RdmConfig.model_validate(facts["model"]), facts, databases)
 
     def find(self, requests: Sequence[PictureRequest]) -> list[FoundContext]:
@@ -110,14 +112,18 @@ class ContextFinder:
         """The opened database of a request, checked against the model."""
         assert request.database is not None
         database = self.databases[request.database]
-        trained, own = self.facts.get("encoder"), database.manifest.encoder
+        self.check(database.manifest)
+        return database
+
+    def check(self, manifest: Manifest) -> None:
+        """Raises EncoderMismatchError unless a database version has the embeddings that the model was trained with."""
+        trained, own = self.facts.get("encoder"), manifest.encoder
         if trained is not None and own is not None and dict(trained) != dict(own):
             raise EncoderMismatchError(
                 f"model '{self.name}' was trained with the encoder {trained.get('architecture')} "
-                f"[{str(trained.get('weights_sha256'))[:12]}], and database '{database.name}' was embedded with "
-                f"{database.manifest.fingerprint}: build the database with the model's encoder"
+                f"[{str(trained.get('weights_sha256'))[:12]}], and database '{manifest.name}' was embedded with "
+                f"{manifest.fingerprint}: build the database with the model's encoder"
             )
-        return database
 
     def _pixels(self, request: PictureRequest, condition: Conditioning) -> NDArray[np.uint8] | None:
         """Pictures of the neighbours, where the model is conditioned on their codes."""

@@ -5,13 +5,17 @@ Letters in names: B pictures, C H W.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
+import torch
 from PIL import Image
 
 from remembrandt.databases.database import Database
 from remembrandt.generation.contexts import ContextFinder, context_of
 from remembrandt.generation.databases import OpenDatabases
 from remembrandt.generation.grid import to_images
+from remembrandt.generation.models import best_device, model_folder
 from remembrandt.generation.records import Record
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
 from remembrandt.models.rdm.sampling import OnPicture, RdmSampler, SampleBatch, SampleSettings
@@ -36,6 +40,20 @@ class Generator:
     def __init__(self, sampler: RdmSampler, name: str, databases: OpenDatabases | None = None) -> None:
         self.sampler, self.name = sampler, name
         self.finder = ContextFinder(name, sampler.config, sampler.facts, databases)
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str | None = None, dtype: torch.dtype = torch.float32) -> Self:
+        """Opens a model: a folder, `s3://…`, or the name of one that ships with the package.
+
+        Args:
+            device: None: a GPU where there is one.
+
+        Raises:
+            ConfigError: no such model there.
+            CorruptionError: a damaged file, by name.
+        """
+        sampler = RdmSampler.load(model_folder(folder), device or best_device(), dtype)
+        return cls(sampler, Path(folder).name)
 
     def generate(self, requests: Sequence[PictureRequest], on_picture: OnPicture | None = None) -> list[Picture]:
         """All pictures, in the order asked. Databases, strategies, guidance and steps may differ within one call.

@@ -14,7 +14,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, cast
+from typing import Annotated, Any, Literal, Protocol, Self, cast
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +28,7 @@ from remembrandt.configuration import Config
 from remembrandt.databases.manifest import digest
 from remembrandt.diffusion.samplers import SamplerConfig, make_solver
 from remembrandt.distributed import connect, num_cpus, num_gpus, plain_error
-from remembrandt.errors import ConfigError
+from remembrandt.errors import ConfigError, SearchError
 from remembrandt.generation.cascade import (
     CascadeRequest,
     PairFinder,
@@ -39,25 +39,28 @@ from remembrandt.generation.cascade import (
     stage_folders,
     text_encoder_of,
 )
+from remembrandt.generation.claim import Claim
+from remembrandt.generation.contexts import ContextFinder
 from remembrandt.generation.generator import Generator, Picture
 from remembrandt.generation.grid import to_images
+from remembrandt.generation.models import best_device, model_fingerprint, model_folder
 from remembrandt.generation.records import Record, encode_png
 from remembrandt.generation.requests import DatabaseRef, PictureRequest
-from remembrandt.models.folders import find_model, read_facts
-from remembrandt.models.rdm.config import RdmConfig
+from remembrandt.generation.versions import Request, live_versions, manifests_of, pinned
+from remembrandt.models.folders import read_facts
 from remembrandt.models.rdm.sampling import RdmSampler
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.sampling import KIND, StageSampler
 from remembrandt.progress import Progress
 from remembrandt.retrieval import StrategyConfig
 from remembrandt.retrieval.registry import NeighborsStrategy
-from remembrandt.storage import Store, open_store
+from remembrandt.storage import open_store
 from remembrandt.storage.ledger import FileRecord, Ledger, Marker
 
 RECORDS = "records.parquet"
 _PLAIN = ("picture", "model", "text", "database", "version", "guidance_scale", "seed")
-Request = PictureRequest | CascadeRequest
 _PICTURES, _WORK = "pictures", ".sampling"
+CLAIM = f"{_WORK}/requests.json"
 
 
 class SampleJob(Config, ABC):
@@ -81,7 +84,7 @@ class SampleJob(Config, ABC):
     count: int = Field(1, ge=0)
     seed: int = Field(0, ge=0)
     block_size: int = Field(16, ge=1)
-    samplers: int | Literal["auto"] = "auto"
+    samplers: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
     threads: int = Field(1, ge=1)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
@@ -106,17 +109,21 @@ class SampleJob(Config, ABC):
         """
 
     @abstractmethod
-    def check(self) -> None:
-        """Raises ConfigError for what an actor would find only later."""
+    def check(self, requests: Sequence[Any]) -> None:
+        """Raises what an actor would find only later.
+
+        Args:
+            requests: with the versions of their databases.
+
+        Raises:
+            ConfigError: settings that the model cannot have, or a request without database to a model that needs one.
+            VersionError: no such database or version.
+            SearchError, EncoderMismatchError: a database that cannot be searched so, or of another encoder.
+        """
 
     @abstractmethod
     def open_painter(self, stage: int) -> "Painter":
         """Called in an actor: loads one stage."""
-
-    def databases(self) -> list[DatabaseRef]:
-        """Every version that pictures are painted from, once."""
-        found = [request.database for request in self.all_requests()]
-        return list({ref.key: ref for ref in found if ref is not None}.values())
 
     def all_texts(self) -> list[str]:
         """The prompts, from the file where one is named.
@@ -180,12 +187,18 @@ class SampleConfig(SampleJob):
             raise ConfigError(f"strategy '{self.strategy.name}' needs texts, prompts or images")
         return every
 
-    def check(self) -> None:
+    def check(self, requests: Sequence[PictureRequest]) -> None:
         """As `SampleJob` says."""
-        facts = read_facts(find_model(self.model), "rdm")
-        schedule = RdmConfig.model_validate(facts["model"]).schedule.build()
-        for sampler in {request.sampler for request in self.all_requests()}:
+        finder = ContextFinder.of_model(self.model)
+        schedule = finder.config.schedule.build()
+        for sampler in {request.sampler for request in requests}:
             make_solver(sampler, schedule, [])
+        if finder.config.condition == "none":
+            return
+        if any(request.database is None for request in requests):
+            raise ConfigError("this model paints from neighbours: name a database")
+        for manifest in manifests_of(requests):
+            finder.check(manifest)
 
     def open_painter(self, stage: int) -> "RdmPainter":
         """As `SampleJob` says."""
@@ -204,7 +217,7 @@ class RdmPainter:
     """A `Painter` of RDM."""
 
     def __init__(self, config: SampleConfig) -> None:
-        sampler = RdmSampler.load(config.model, *place(config))
+        sampler = RdmSampler.load(model_folder(config.model), *place(config))
         if config.compile:
             sampler.compile()
         self._generator = Generator(sampler, Path(config.model).name)
@@ -239,9 +252,9 @@ class SampleCascadeConfig(SampleJob):
 
     def all_requests(self) -> list[CascadeRequest]:
         """As `SampleJob` says."""
-        if self.texts and self.database is None and self.num_neighbors:
-            raise ConfigError("name a `database`, or set num_neighbors: 0 to paint without neighbours")
         texts = [text for text in self.all_texts() for _ in range(self.count)]
+        if texts and self.database is None and self.num_neighbors:
+            raise ConfigError("name a `database`, or set num_neighbors: 0 to paint without neighbours")
         asked = [
             CascadeRequest(
                 text=text,
@@ -257,12 +270,20 @@ class SampleCascadeConfig(SampleJob):
             raise ConfigError("there is nothing to paint: give texts, prompts or requests")
         return every
 
-    def check(self) -> None:
+    def check(self, requests: Sequence[CascadeRequest]) -> None:
         """As `SampleJob` says."""
         for number, folder in enumerate(stage_folders(self.model)):
             schedule = StageConfig.model_validate(read_facts(folder, KIND)["model"]).schedule
-            for sampler in {request.stage(number).sampler for request in self.all_requests()}:
+            for sampler in {request.stage(number).sampler for request in requests}:
                 make_solver(sampler, schedule, [])
+        searched = [request for request in requests if request.num_neighbors]
+        for manifest in manifests_of(request for request in searched if request.retrieval == "bm25"):
+            if manifest.bm25 is None:
+                raise SearchError(f"database '{manifest.name}' was built without BM25: set retrieval: clip")
+        for manifest in manifests_of(request for request in searched if request.retrieval == "clip"):
+            if manifest.encoder is None:
+                raise SearchError(f"database '{manifest.name}' has no embeddings: set retrieval: bm25")
+        manifests_of(requests)
 
     def open_painter(self, stage: int) -> "StagePainter":
         """As `SampleJob` says."""
@@ -307,7 +328,7 @@ def place(config: SampleJob) -> tuple[str, torch.dtype]:
     keep_freed_memory()
     torch.set_num_threads(config.threads)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return "cuda" if torch.cuda.is_available() else "cpu", dtype
+    return best_device(), dtype
 
 
 def sample_pictures(config: SampleJob, *, dry_run: bool = False) -> dict[str, Any]:
@@ -317,17 +338,24 @@ def sample_pictures(config: SampleJob, *, dry_run: bool = False) -> dict[str, An
         ConfigError: no such model, nothing to draw, more steps than it has, or `out` holds pictures of other requests.
         RemembrandtError: what a worker raised for the user.
     """
-    config.check()
-    requests, out = config.all_requests(), open_store(config.out)
+    out = open_store(config.out)
     out.check_writable()
-    _claim(out, config)
-    blocks = [range(i, min(i + config.block_size, len(requests))) for i in range(0, len(requests), config.block_size)]
     ledger = Ledger(out, f"{_WORK}/blocks")
+    asked, begun = config.all_requests(), bool(ledger.committed())
+    kept = Claim.read(out, CLAIM) if begun else None
+    claim = Claim(_digest(config, asked), kept.versions if kept else live_versions(asked), config.block_size)
+    if begun:
+        claim.check(kept, out.uri, "pictures of other requests")
+    requests = pinned(asked, claim.versions)
+    config.check(requests)
+    blocks = [range(i, min(i + config.block_size, len(requests))) for i in range(0, len(requests), config.block_size)]
     missing = ledger.missing(range(len(blocks)))
     left = sum(len(blocks[number]) for number in missing)
     report: dict[str, Any] = {"out": config.out, "pictures": len(requests), "drawn_now": left}
     if dry_run:
         return {**report, "dry_run": True}
+    if not begun:
+        claim.write(out, CLAIM)
     if missing:
         connect()
         _draw(config, requests, blocks, missing, len(requests) - left)
@@ -335,17 +363,17 @@ def sample_pictures(config: SampleJob, *, dry_run: bool = False) -> dict[str, An
     return report
 
 
-def _claim(out: Store, config: SampleJob) -> None:
-    """The folder belongs to these requests: others would be mixed up with them."""
-    own = digest(config.model_dump_json(exclude={"samplers", "threads", "block_size"}).encode())
-    name = f"{_WORK}/requests-{config.block_size}.sha256"
-    if out.exists(name):
-        if out.read(name).decode() != own:
-            raise ConfigError(f"{out.uri} holds pictures of other requests: name another folder, or remove it")
-        return
-    if out.files(_WORK):
-        raise ConfigError(f"{out.uri} was begun with another block_size: keep it, or name another folder")
-    out.write(name, own.encode())
+def databases_of(config: SampleJob) -> list[DatabaseRef]:
+    """Every version that the pictures of a run are painted from, once."""
+    kept = Claim.read(open_store(config.out), CLAIM)
+    requests = pinned(config.all_requests(), kept.versions if kept else {})
+    return list({request.database.key: request.database for request in requests if request.database}.values())
+
+
+def _digest(config: SampleJob, requests: Sequence[Request]) -> str:
+    """Of all that a picture depends on, as the user asks for it."""
+    values = [request.model_dump_json() for request in requests]
+    return digest("\n".join([model_fingerprint(config.model), config.precision, *values]).encode())
 
 
 def _draw(

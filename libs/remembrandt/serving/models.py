@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from remembrandt.generation.cascade import stage_folders
+from remembrandt.generation.models import model_folder
 from remembrandt.models.first_stage.model import FirstStage
-from remembrandt.models.folders import OWN_FIRST_STAGE, SHARED_FIRST_STAGE, find_model, read_facts
+from remembrandt.models.folders import OWN_FIRST_STAGE, SHARED_FIRST_STAGE, read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.sampling import KIND
@@ -58,7 +59,7 @@ def served_models(config: ServiceConfig) -> Mapping[str, ServedModel]:
 
 def _served(name: str, model: ModelConfig) -> ServedModel:
     if model.kind == "rdm":
-        root = find_model(model.model)
+        root = model_folder(model.model)
         facts = read_facts(root, "rdm")
         config = RdmConfig.model_validate(facts["model"])
         edge = config.latent_size * FirstStage.factor_of(facts.get(SHARED_FIRST_STAGE) or root / OWN_FIRST_STAGE)

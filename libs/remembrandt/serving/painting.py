@@ -20,6 +20,7 @@ from remembrandt.allocation import keep_freed_memory
 from remembrandt.generation.cascade import CascadeGenerator, CascadeRequest, PairContext, stage_batch
 from remembrandt.generation.contexts import FoundContext, context_of
 from remembrandt.generation.grid import to_pixels
+from remembrandt.generation.models import best_device, model_folder
 from remembrandt.generation.requests import PictureRequest
 from remembrandt.models.rdm.sampling import RdmSampler, SampleBatch, SampleSettings
 from remembrandt.serving.config import ModelConfig
@@ -222,7 +223,7 @@ class RdmPainter:
 
     def __init__(self, config: ModelConfig) -> None:
         device, dtype = place(config)
-        self._sampler = RdmSampler.load(config.model, device, dtype)
+        self._sampler = RdmSampler.load(model_folder(config.model), device, dtype)
         if config.compile:
             self._sampler.compile()
 
@@ -290,4 +291,4 @@ def place(config: ModelConfig) -> tuple[str, torch.dtype]:
     keep_freed_memory()
     torch.set_num_threads(config.threads)
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    return "cuda" if torch.cuda.is_available() else "cpu", dtype
+    return best_device(), dtype

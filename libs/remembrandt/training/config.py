@@ -16,8 +16,8 @@ class OptimizerConfig(Config):
     """The optimiser and its learning rate.
 
     Attributes:
-        kind: `adafactor` (P2's base model) keeps sums of rows and columns in place of second moments, and no first ones;
-            where ZeRO spreads the weights as flat buffers, whole second moments. Its rate is absolute, like Adam's.
+        kind: `adafactor` (P2's base model) keeps no first moments, and of second ones sums of rows and columns; all of
+            them where ZeRO spreads the weights as flat buffers. Its rate is absolute, like Adam's.
         learning_rate: peak.
         schedule: after warm-up: `constant`, or `cosine` down to `final_fraction` of the peak.
         warmup: steps of linear rise.
@@ -58,6 +58,8 @@ class LoopConfig(Config):
             `bf16` at stage 0 runs as stage 1 (see `sharding`).
         precision: `bf16` keeps bf16 weights and fp32 masters; `autocast` computes in bf16 on fp32 weights; `auto` is
             `autocast` where the hardware of every worker multiplies bf16, and fp32 elsewhere: there bf16 takes longer.
+        peak_flops: bf16 FLOP/s of a worker's device, by which utilisation is told; None: as its data sheet says, where
+            the device is a known one.
         threads: CPU threads of a worker without GPU; 0: its share of the node's cores.
         ema: decay of the averaged weights, which are what is sampled and saved.
         init_from: folder of a finished model to start from instead of fresh weights.
@@ -75,6 +77,7 @@ class LoopConfig(Config):
     gpu: bool = False
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
     precision: Literal["auto", "fp32", "bf16", "autocast"] = "bf16"
+    peak_flops: Annotated[float, Field(gt=0)] | None = None
     threads: Count = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: Decay = 0.9999

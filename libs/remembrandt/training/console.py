@@ -25,21 +25,13 @@ _EVENTS = "tensorboard"
 class Console:
     """Tells of a run from step `step` on.
 
-    Args:
-        flops: of one example's training pass, and `peak` of the device; None where they are not known.
+    Attributes:
+        utilisation: model FLOP utilisation at one example a second; None where the hardware's peak is not known.
     """
 
-    def __init__(
-        self,
-        name: str,
-        loop: LoopConfig,
-        store: Store,
-        settings: Mapping[str, Any],
-        step: int,
-        utilisation: float | None = None,
-    ) -> None:
+    def __init__(self, name: str, loop: LoopConfig, store: Store, settings: Mapping[str, Any], step: int) -> None:
         self._name, self._loop, self._store = name, loop, store
-        self._seconds_per_flop = utilisation
+        self.utilisation: float | None = None
         self._journal = Journal(store, step)
         local = store.local_path(_EVENTS)
         self._events = local or Path(tempfile.mkdtemp(prefix="remembrandt-events-"))
@@ -68,8 +60,8 @@ class Console:
             for tracker in self._trackers:
                 tracker.figures(step, told)
         speed = {"images_per_second": rate}
-        if self._seconds_per_flop is not None:
-            speed["model_flop_utilisation"] = rate * self._seconds_per_flop
+        if self.utilisation is not None:
+            speed["model_flop_utilisation"] = rate * self.utilisation
         for tracker in self._trackers:
             tracker.figures(rows[-1][0], speed)
         self._say(done, rows, rate)
@@ -104,7 +96,8 @@ class Console:
         waits = sum(retrieval for _, retrieval in self._waits) / max(len(self._waits), 1)
         pace = (time.monotonic() - self._started) / max(done - self._first, 1)
         left = format_seconds(pace * (loop.steps - done))
+        share = "" if self.utilisation is None else f" ({rate * self.utilisation:.0%} of the peak FLOP/s)"
         say(
-            f"{self._name}: step {done:,}/{loop.steps:,}, loss {mean:.4f}, {rate:,.1f} images/s, "
+            f"{self._name}: step {done:,}/{loop.steps:,}, loss {mean:.4f}, {rate:,.1f} images/s{share}, "
             f"retrieval wait {waits * 1000:.1f} ms, {left} left"
         )

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -207,7 +207,7 @@ def make_optimizer(
     if config.kind == "adafactor":
         from transformers.optimization import Adafactor
 
-        return Adafactor(
+        return cast(Any, Adafactor)(
             parameters,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,

@@ -51,6 +51,14 @@ class TrainFirstStageConfig(Config):
     loop: LoopConfig = LoopConfig()
 
     @model_validator(mode="after")
+    def _not_compiled(self) -> "TrainFirstStageConfig":
+        if self.loop.compile:
+            raise ValueError(
+                "loop.compile has no effect on a first stage, whose parts are called one by one: set it to false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _critic_sees_patches(self) -> "TrainFirstStageConfig":
         if self.loss.adversarial and self.model.size < MIN_EDGE:
             raise ValueError(f"loss.adversarial needs pictures of at least {MIN_EDGE} pixels: raise model.size")

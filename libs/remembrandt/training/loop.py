@@ -21,7 +21,7 @@ from torch import nn
 
 from remembrandt.errors import ConfigError, TrainingError
 from remembrandt.generation.grid import sample_grid, to_images
-from remembrandt.models.folders import find_model
+from remembrandt.generation.models import model_folder
 from remembrandt.models.objective import AdversarialObjective, Losses, Objective, Tensors
 from remembrandt.storage import Store, open_store
 from remembrandt.threads import compute_alone
@@ -35,6 +35,7 @@ from remembrandt.training.job import TrainJob
 from remembrandt.training.order import Order
 from remembrandt.training.output import publish_model
 from remembrandt.training.schedules import learning_rate
+from remembrandt.training.throughput import peak_flops, training_flops
 
 _SAMPLE_SEED = 1_000
 
@@ -68,7 +69,7 @@ class Trainer:
         torch.manual_seed(loop.seed)
         module = self.objective.configure_model()
         if loop.init_from is not None:
-            self.objective.load(module, find_model(loop.init_from))
+            self.objective.load(module, model_folder(loop.init_from))
         if loop.activation_checkpointing:
             _checkpoint_activations(module, checkpointing_on(self.device, loop.precision))
         critic = self._configure_critic()
@@ -104,9 +105,13 @@ class Trainer:
     def run(self) -> None:
         """Trains to the end, and writes the finished model."""
         loop = self.loop
-        console = self._open_console() if self.rank == 0 else None
+        console, measured = self._open_console() if self.rank == 0 else None, False
         try:
             for feds in self._steps():
+                if not measured:
+                    utilisation, measured = self._utilisation(feds[0]), True
+                    if console is not None:
+                        console.utilisation = utilisation
                 self._held.append((self.step, self._advance(feds), self._log_names))
                 self.average.update(self.step)
                 self.step += 1
@@ -132,6 +137,19 @@ class Trainer:
     def _open_console(self) -> Console:
         return Console(self.job.name, self.loop, self.store, self.job.settings(), self.step)
 
+    def _utilisation(self, fed: Fed) -> float | None:
+        """Share of all workers' peak that one example a second takes up. Every worker must call it: ZeRO 3 gathers."""
+        peak = self.loop.peak_flops or peak_flops(self.device)
+        if peak is None:
+            return None
+        batch = self._moved(fed)
+        with self.model.arithmetic():
+            flops = training_flops(lambda: self.objective.loss(self.model.network, batch))
+        return flops / self.loop.micro_batch / (peak * self.loop.workers)
+
+    def _moved(self, fed: Fed) -> Tensors:
+        return {name: tensor.to(self.device, non_blocking=True) for name, tensor in fed.tensors.items()}
+
     def _steps(self) -> Iterator[list[Fed]]:
         """The parts of each step's batch that are this worker's, in order."""
         loop = self.loop
@@ -150,7 +168,7 @@ class Trainer:
         loop, rate = self.loop, learning_rate(self.step, self.loop.steps, self.loop.optimizer)
         total: torch.Tensor | None = None
         for fed in feds:
-            batch = {name: tensor.to(self.device, non_blocking=True) for name, tensor in fed.tensors.items()}
+            batch = self._moved(fed)
             with self.model.arithmetic():
                 losses = self._loss(batch)
             self.model.backward(losses.per_example_B.mean())

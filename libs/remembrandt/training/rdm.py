@@ -10,8 +10,9 @@ from pydantic import model_validator
 from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.errors import ConfigError
+from remembrandt.generation.models import model_folder
 from remembrandt.models.first_stage.model import FirstStage
-from remembrandt.models.folders import find_model, read_facts
+from remembrandt.models.folders import read_facts
 from remembrandt.models.rdm.config import RdmConfig
 from remembrandt.models.rdm.model import build_unet, num_parameters
 from remembrandt.models.rdm.objective import RdmObjective
@@ -115,12 +116,15 @@ class RdmJob:
         neighbors: NeighborSource | None = None
         if config.neighbors is not None and database is not None:
             neighbors = open_neighbors(config.neighbors, train_set, database, self.pool)
-        stage = FirstStage.load(config.first_stage).to(device)
+        stage = FirstStage.load(model_folder(config.first_stage)).to(device)
         identity = identity_of(config, train_set, database)
         codes = phi = None
         if (kept := code_cache(config)) is not None and config.codes is not None:
             rows = TrainSet.open(kept.train_set)
-            codes, phi = CodesOfRows(rows.ids_N, ExampleCache.open(kept, rows)), FirstStage.load(config.codes)
+            codes, phi = (
+                CodesOfRows(rows.ids_N, ExampleCache.open(kept, rows)),
+                FirstStage.load(model_folder(config.codes)),
+            )
         feed = RdmFeed(train_set, latents, neighbors, database, identity, codes)
         return RdmObjective(config.model, stage, facts_of(config, train_set, database), phi), feed
 
@@ -151,7 +155,7 @@ def train_rdm(config: TrainRdmConfig, *, dry_run: bool = False) -> dict[str, Any
 
 def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None) -> None:
     """Raises what a worker would find only later."""
-    stage, model = FirstStage.load(config.first_stage), config.model
+    stage, model = FirstStage.load(model_folder(config.first_stage)), config.model
     if stage.latent_channels != model.latent_channels:
         raise ConfigError(
             f"the first stage {config.first_stage} has {stage.latent_channels} latent channels, and "
@@ -160,12 +164,12 @@ def check(config: TrainRdmConfig, train_set: TrainSet, database: Database | None
     open_store(config.output).check_writable()
     open_store(config.storage).check_writable()
     if config.loop.init_from is not None:
-        read_facts(find_model(config.loop.init_from), "rdm")
+        read_facts(model_folder(config.loop.init_from), "rdm")
     if config.neighbors is None or database is None:
         return
     check_encoders(train_set, database)
     if config.codes is not None:
-        wanted = FirstStage.load(config.codes).latent_channels * config.neighbors.num_neighbors
+        wanted = FirstStage.load(model_folder(config.codes)).latent_channels * config.neighbors.num_neighbors
         if model.context_dim != wanted:
             raise ConfigError(
                 f"model.context_dim is {model.context_dim}, and the codes of {config.neighbors.num_neighbors} "
@@ -205,7 +209,7 @@ def open_database(config: TrainRdmConfig) -> Database | None:
 
 def latent_cache(config: TrainRdmConfig) -> CacheConfig:
     """Where the latents of X lie."""
-    factor = FirstStage.load(config.first_stage).factor
+    factor = FirstStage.load(model_folder(config.first_stage)).factor
     return CacheConfig(config.cache, config.train_set, config.model.latent_size * factor, config.first_stage)
 
 

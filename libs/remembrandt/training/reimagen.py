@@ -11,7 +11,8 @@ from remembrandt.configuration import Config
 from remembrandt.databases.database import Database
 from remembrandt.encoders.text import TextConfig, open_text_encoder, text_fingerprint, text_shape
 from remembrandt.errors import ConfigError
-from remembrandt.models.folders import find_model, read_facts
+from remembrandt.generation.models import model_folder
+from remembrandt.models.folders import read_facts
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.model import ReImagenUNet
 from remembrandt.models.reimagen.objective import StageLossConfig, StageObjective
@@ -23,6 +24,7 @@ from remembrandt.training.config import LoopConfig
 from remembrandt.training.feeds.cache import CacheConfig, ExampleCache, fill_cache
 from remembrandt.training.feeds.neighbors import (
     NeighborsConfig,
+    check_encoders,
     check_enough,
     describe_search,
     open_neighbors,
@@ -167,11 +169,13 @@ def check(config: TrainReimagenConfig, train_set: TrainSet, database: Database) 
                 f"set it to {dim}"
             )
         if stage.loop.init_from is not None:
-            read_facts(find_model(stage.loop.init_from), KIND)
+            read_facts(model_folder(stage.loop.init_from), KIND)
     open_store(config.output).check_writable()
     open_store(config.storage).check_writable()
     check_enough(config.neighbors, database)
-    if config.neighbors.similarity == "bm25" and database.manifest.bm25 is None:
+    if config.neighbors.similarity == "clip":
+        check_encoders(train_set, database)
+    elif database.manifest.bm25 is None:
         raise ConfigError(f"database '{database.name}' was built without BM25: build it anew, or use similarity: clip")
     if config.neighbors.mode == "precomputed":
         open_precomputed(config.neighbors, train_set, database)

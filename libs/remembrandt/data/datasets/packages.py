@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -14,14 +13,8 @@ from types import ModuleType
 
 from remembrandt.errors import ConfigError, ServiceError
 from remembrandt.progress import say
+from remembrandt.storage.folders import CACHE_VARIABLE, cache_folder
 from remembrandt.storage.local import explain_os_error
-
-CACHE_VARIABLE = "REMEMBRANDT_CACHE"
-
-
-def cache_folder() -> Path:
-    """`$REMEMBRANDT_CACHE`, else `~/.cache/remembrandt`."""
-    return Path(os.environ.get(CACHE_VARIABLE) or "~/.cache/remembrandt").expanduser().absolute()
 
 
 def npm_package(name: str, version: str) -> Path:

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from remembrandt.databases.cache import cache_folder
 from remembrandt.distributed import num_cores
 from remembrandt.errors import StorageError
+from remembrandt.storage.folders import cache_folder
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,8 @@ def context_of_codes(codes_BKCHW: torch.Tensor) -> torch.Tensor:
     """Context from VQGAN codes instead of CLIP (P1 App. F.3.5).
 
     Args:
-        codes_BKCHW: quantised features of K neighbours, (B, K, C, H, W); the paper has K = 4, C = 256, H = W = 8.
+        codes_BKCHW: φ's latents of K neighbours before quantisation, (B, K, C, H, W); the paper has K = 4, C = 256,
+            H = W = 8.
 
     Returns:
         (B, H·W, K·C): the neighbours' codes side by side at every place, 64 × 1024 in the paper.

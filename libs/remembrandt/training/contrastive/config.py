@@ -163,7 +163,8 @@ _UNCHANGING = ("data", "model", "num_merges", "preprocess", "distillation", "aug
 def check_unchanged(before: TrainClipConfig, now: TrainClipConfig) -> None:
     """Raises ConfigError unless a run that was begun with `before` goes on with `now` as it would have."""
     values, others = (
-        config.model_dump(mode="json", include=set(_UNCHANGING), exclude={"data": {"cache"}}) for config in (before, now)
+        config.model_dump(mode="json", include=set(_UNCHANGING), exclude={"data": {"cache"}})
+        for config in (before, now)
     )
     for name in _UNCHANGING:
         if values[name] != others[name]:

@@ -25,8 +25,8 @@ from remembrandt.databases.cache import local_file
 from remembrandt.databases.manifest import digest
 from remembrandt.distributed import connect, num_gpus, run_tasks
 from remembrandt.encoders.text import TextConfig, TextEncoder, open_text_encoder, text_fingerprint
+from remembrandt.generation.models import best_device, model_folder
 from remembrandt.models.first_stage.model import FirstStage
-from remembrandt.models.folders import find_model
 from remembrandt.progress import Progress
 from remembrandt.storage import Store, open_store
 from remembrandt.storage.ledger import Ledger, Marker, describe_file
@@ -109,7 +109,7 @@ class ExampleCache:
 
 def first_stage_fingerprint(folder: str) -> str:
     """16 hex digits over a first stage's configuration and weights."""
-    files = sorted(path for path in find_model(folder).iterdir() if path.suffix in (".json", ".safetensors"))
+    files = sorted(path for path in model_folder(folder).iterdir() if path.suffix in (".json", ".safetensors"))
     return digest(b"".join(digest(path.read_bytes()).encode() for path in files))[:16]
 
 
@@ -144,7 +144,6 @@ def _text_encoder(config: str) -> TextEncoder:
 
 def encode(first_stage: str, pixels_BHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Latents (B, C, H, W) × scale."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    stage = FirstStage.load(first_stage).to(device)
+    stage = FirstStage.load(model_folder(first_stage)).to(best_device())
     parts = torch.from_numpy(pixels_BHWC).permute(0, 3, 1, 2).split(_ENCODED_AT_ONCE)
     return torch.cat([stage.encode(part.float() / 255).cpu() for part in parts]).numpy()
