@@ -26,7 +26,7 @@ def test_places_and_intervals_may_change() -> None:
     [
         (changed("optimisation", learning_rate=0.5), "optimisation = "),
         (changed("augmentation", flip=0.9), "augmentation = "),
-        (changed("data", unseen_style="sketch"), "data = "),
+        (changed("data", unseen_style="another"), "data = "),
         (BEFORE.model_copy(update={"seed": 9}), "seed = 0 and cannot go on with 9"),
     ],
 )
