@@ -99,6 +99,9 @@ def test_the_critic_learns_to_tell_and_the_model_feels_it() -> None:
     assert losses[-1] < 0.7 * losses[0]
     assert "adversarial" not in objective.adversarial_loss(model, critic, batch, 0).logs
     assert "adversarial" in objective.adversarial_loss(model, critic, batch, 1).logs
+    critic.zero_grad()
+    objective.adversarial_loss(model, critic, batch, 1).per_example_B.mean().backward()
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in critic.parameters())
     # As DeepSpeed makes them for loop.precision = bf16.
     model, critic = model.bfloat16(), critic.bfloat16()
     assert objective.critic_loss(model, critic, batch).per_example_B.isfinite().all()

@@ -194,7 +194,6 @@ class Trainer:
         objective = cast(AdversarialObjective, self.objective)
         with self.critic.arithmetic():
             losses = objective.critic_loss(self.model.network, self.critic.network, batch)
-        self.critic.network.zero_grad()  # the model's loss has passed a gradient through it
         self.critic.backward(losses.per_example_B.mean())
         self.critic.step(rate)
 

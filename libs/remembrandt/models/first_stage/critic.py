@@ -3,6 +3,9 @@
 Letters in names: B pictures, C H W.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -32,6 +35,19 @@ class PatchCritic(nn.Module):
         """Logits of every patch; pictures of any precision."""
         logits: torch.Tensor = self.layers(x_BCHW.to(next(self.parameters()).dtype))
         return logits
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """What is computed within passes gradients to the network's input, and none to its parameters."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def hinge(real_logits: torch.Tensor, false_logits: torch.Tensor) -> torch.Tensor:

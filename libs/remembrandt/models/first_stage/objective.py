@@ -14,7 +14,7 @@ from torch import nn
 
 from remembrandt.diffusion.noise import TRAIN_NOISE, seeded_normal, seeded_uniform
 from remembrandt.models.first_stage.config import FirstStageConfig, FirstStageLossConfig
-from remembrandt.models.first_stage.critic import PatchCritic, balance, hinge
+from remembrandt.models.first_stage.critic import PatchCritic, balance, frozen, hinge
 from remembrandt.models.first_stage.model import Autoencoder, FirstStage, build_autoencoder, psnr, with_scale
 from remembrandt.models.first_stage.perceptual import Perceptual
 from remembrandt.models.folders import take_weights
@@ -68,7 +68,9 @@ class FirstStageObjective:
             return self.loss(model, batch)
         rebuilt_BCHW, latent_B = self._rebuild(model, batch)
         losses = self._reconstruction(batch["pixels_BCHW"], rebuilt_BCHW, latent_B)
-        doubt_B = -critic(rebuilt_BCHW * 2 - 1).float().flatten(1).mean(dim=1)
+        judge = _unwrapped(critic)  # DeepSpeed would take this pass for one that the critic learns from
+        with frozen(judge):
+            doubt_B = -judge(rebuilt_BCHW * 2 - 1).float().flatten(1).mean(dim=1)
         last = _last_layer(model)
         weight = self.loss_config.adversarial * balance(losses.per_example_B.mean(), doubt_B.mean(), last)
         return Losses(losses.per_example_B + weight * doubt_B, logs={**losses.logs, "adversarial": doubt_B.detach()})
