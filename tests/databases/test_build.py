@@ -6,18 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from remembrandt.configuration import parse_config
-from remembrandt.databases.build import build_database
+from remembrandt.databases.build import build_database, embed_job, plan_build
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.config import BuildConfig
 from remembrandt.databases.database import Database
+from remembrandt.databases.embed import embed_blocks
 from remembrandt.databases.exchange import diff_versions, export_clip_retrieval
-from remembrandt.databases.maintenance import prune_versions
-from remembrandt.errors import EncoderMismatchError, GateError, SourceError
+from remembrandt.databases.maintenance import prune_versions, rollback_version
+from remembrandt.databases.manifest import encode_document
+from remembrandt.databases.workers import WorkersConfig
+from remembrandt.errors import (
+    ConfigError,
+    CorruptionError,
+    EncoderMismatchError,
+    GateError,
+    SearchError,
+    SourceError,
+)
 from remembrandt.storage import open_store
+from remembrandt.storage.ledger import Ledger
 from tests.support.pictures import draw
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -65,6 +78,34 @@ def test_the_same_build_again_finds_itself(few: dict[str, Any]) -> None:
     second = build(few, workers={"block_size": 7})
     assert second["version"] == first["version"]
     assert Catalog.open(few["uri"]).versions() == [first["version"]]
+
+
+def texts(path: Path, words: list[str]) -> dict[str, Any]:
+    """A source of one line a word."""
+    path.write_text("".join(json.dumps({"key": f"t{n}", "text": word}) + "\n" for n, word in enumerate(words)))
+    return {"source": {"kind": "texts", "uri": str(path)}, "encoder": None}
+
+
+def test_a_version_of_a_given_name_is_not_taken_for_another(few: dict[str, Any], tmp_path: Path) -> None:
+    first = {**few, "version": "v1", **texts(tmp_path / "a.jsonl", ["cat", "dog", "owl"])}
+    build(first)
+    other = texts(tmp_path / "b.jsonl", ["oak", "elm", "fir"])
+    with pytest.raises(ConfigError, match=r"version 'v1' of .* was begun from another source or configuration"):
+        build({**first, **other})
+    builds = Catalog.open(few["uri"]).build_store("v2")
+    begun = plan_build(parse_config(BuildConfig, {**first, "version": "v2"}, "test")).begun
+    builds.write("begun.json", encode_document(begun))
+    with pytest.raises(ConfigError, match="version 'v2'"):
+        build({**first, **other, "version": "v2"})
+
+
+def test_a_build_that_goes_on_keeps_its_blocks(few: dict[str, Any], tmp_path: Path) -> None:
+    values = {**few, **texts(tmp_path / "a.jsonl", [f"word {n}" for n in range(100)]), "workers": {"block_size": 64}}
+    plan = plan_build(parse_config(BuildConfig, values, "test"))
+    plan.catalog.build_store(plan.version).write("begun.json", encode_document(plan.begun))
+    embed_blocks(embed_job(parse_config(BuildConfig, values, "test"), plan), WorkersConfig(), plan.items)
+    Ledger(plan.catalog.build_store(plan.version), "blocks-2")._store.delete("00000000.json")  # as a kill leaves it
+    assert build({**values, "workers": {"block_size": 65}})["rows"] == 100
 
 
 def test_appending_keeps_old_embeddings_and_adds_only_what_is_new(
@@ -118,8 +159,30 @@ def test_a_gate_that_fails_leaves_the_live_version(few: dict[str, Any]) -> None:
         build(few, vectors=poor, gate={"recall_floor": 1.0, "recall_at": 10})
     catalog = Catalog.open(few["uri"])
     assert catalog.current() == good["version"] and catalog.versions() == [good["version"]]
-    gone = prune_versions(catalog, keep=5)
+    gone = prune_versions(catalog, keep=5, dry_run=True)
     assert len(gone.unfinished) == 1 and gone.versions == ()
+    # A lower floor is measured on queries of its own, and on what was built already.
+    lower = build(few, vectors=poor, gate={"recall_floor": 0.5, "recall_at": 20, "queries": 30})
+    assert lower["version"] == gone.unfinished[0] and lower["recall"]["recall"] > 0.5
+    assert (lower["recall"]["k"], lower["recall"]["queries"]) == (20, 30)
+
+
+def test_equal_pictures_pass_the_gate(few: dict[str, Any], tmp_path: Path) -> None:
+    picture = tmp_path / "few" / "filled" / "red-star.png"
+    for number in range(60):
+        shutil.copy(picture, picture.with_name(f"copy-{number}.png"))
+    report = build(few, vectors={"factory": "Flat"}, gate={"recall_floor": 1.0, "recall_at": 20})
+    assert report["recall"]["recall"] == 1.0
+
+
+def test_a_damaged_version_is_not_rolled_back_to(few: dict[str, Any], pictures: Path, tmp_path: Path) -> None:
+    catalog, first = Catalog.open(few["uri"]), build(few)
+    shutil.copy(pictures / "outline" / "red-star.png", tmp_path / "few" / "filled" / "another.png")
+    second = build(few)
+    catalog.version_store(first["version"]).delete("bm25/terms.npy")
+    with pytest.raises(CorruptionError, match=r"terms\.npy is missing"):
+        rollback_version(catalog)
+    assert catalog.current() == second["version"]
 
 
 def test_a_dry_run_writes_nothing(few: dict[str, Any]) -> None:
@@ -158,12 +221,12 @@ def test_a_database_may_be_its_own_train_set(few: dict[str, Any]) -> None:
 
 
 def test_texts_without_images_make_a_bm25_database(few: dict[str, Any], tmp_path: Path) -> None:
-    path = tmp_path / "texts.jsonl"
-    lines = [{"key": f"t{i}", "text": f"the {word} sat on the mat"} for i, word in enumerate(("cat", "dog", "owl"))]
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    report = build(few, source={"kind": "texts", "uri": str(path)}, encoder=None)
+    words = [f"the {word} sat on the mat" for word in ("cat", "dog", "owl")]
+    report = build(few, **texts(tmp_path / "texts.jsonl", [*words, "½"]))  # ½ is a digit, and no word
     with Database.open(few["uri"]) as database:
-        assert report["rows"] == 3 and database.search_bm25(["owl"], 1).ids.tolist() == [[2]]
+        with pytest.raises(SearchError, match="holds texts only"):
+            export_clip_retrieval(database, open_store(tmp_path / "export"))
+        assert report["rows"] == 4 and database.search_bm25(["owl"], 1).ids.tolist() == [[2]]
         with pytest.raises(Exception, match="holds texts only"):
             database.search_embeddings(np.zeros((1, 64)), 1)
 
@@ -193,6 +256,38 @@ def test_the_same_database_on_s3(few: dict[str, Any], s3_uri: str) -> None:
         np.testing.assert_array_equal(here.search_ids(range(80), 5).ids, there.search_ids(range(80), 5).ids)
         assert there.search_bm25(["red ring"], 3).ids.tolist() == here.search_bm25(["red ring"], 3).ids.tolist()
         assert there.images([3])[0] is not None
+
+
+def test_ready_embeddings_of_one_caption_are_neighbours(few: dict[str, Any], tmp_path: Path) -> None:
+    rng, columns = np.random.default_rng(0), {"caption": ["a thing"] * 40, "image_path": [f"i{n}" for n in range(40)]}
+    ready = export(tmp_path / "ready", rng.standard_normal((40, 16)), columns)
+    build({**few, **ready, "neighbors": {"train_set": "self", "num_neighbors": 3}, "gate": {"recall_at": 5}})
+    with Database.open(few["uri"]) as database:
+        assert database.proposal().sum() == pytest.approx(1)
+    wider = export(tmp_path / "wider", rng.standard_normal((5, 24)), {name: part[:5] for name, part in columns.items()})
+    with pytest.raises(EncoderMismatchError, match=r"brings 24-dimensional embeddings and version \w+ has 16"):
+        build({**few, **wider}, base="current")
+
+
+def test_embeddings_may_be_missing_in_the_first_rows(few: dict[str, Any], tmp_path: Path) -> None:
+    embeddings = np.random.default_rng(0).standard_normal((20, 16))
+    embeddings[0] = np.nan
+    columns = {"caption": ["a thing"] * 20, "image_path": [f"i{n}" for n in range(20)]}
+    values = {**few, **export(tmp_path / "ready", embeddings, columns), "exclude": {"keys": ["i1"]}}
+    report = build(values, gate={"recall_at": 5, "max_failed_share": 0.1})
+    assert (report["rows"], report["failed"], report["excluded"]) == (18, 1, 1)
+    with pytest.raises(ConfigError, match="'licence' is a column of every database and cannot be a field"):
+        build({**values, "source": {**values["source"], "fields": ["licence"]}})
+
+
+def export(folder: Path, embeddings_ND: np.ndarray, columns: dict[str, list[str]]) -> dict[str, Any]:
+    """A folder of clip-retrieval without pictures, and what a build says of it."""
+    (folder / "img_emb").mkdir(parents=True)
+    (folder / "metadata").mkdir()
+    np.save(folder / "img_emb" / "img_emb_0.npy", embeddings_ND.astype(np.float16))
+    pq.write_table(pa.table(columns), folder / "metadata" / "metadata_0.parquet")
+    source = {"kind": "clip_retrieval", "uri": str(folder), "images": "none"}
+    return {"source": source, "encoder": None, "bm25": {"backend": "none"}}
 
 
 def test_appending_with_another_encoder_names_both(few: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from remembrandt.databases.build import alias_name, index_name
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.manifest import MANIFEST, Manifest, Pointer, SourceInfo, decode_document, encode_document
 from remembrandt.errors import CorruptionError, VersionError
@@ -98,3 +99,9 @@ def test_a_newer_schema_asks_for_an_upgrade(catalog: Catalog) -> None:
     catalog.version_store("future").write(MANIFEST, encode_document(manifest("future", schema_version=99)))
     with pytest.raises(VersionError, match=r"schema version 99, and this Remembrandt reads up to 1: upgrade"):
         catalog.manifest("future")
+
+
+def test_databases_of_one_name_share_no_index(tmp_path: Path) -> None:
+    one, other = (Catalog.open(str(tmp_path / root / "photos")) for root in ("prod", "dev"))
+    assert alias_name(one) != alias_name(other) and index_name(one, "v1") != index_name(other, "v1")
+    assert index_name(one, "V1") == index_name(Catalog.open(f"file://{one.store.uri}"), "v1")

@@ -1,13 +1,14 @@
 """Folders of remote stores are copied once for each state that they are in."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from remembrandt.errors import ConfigError
+from remembrandt.errors import ConfigError, StorageError
 from remembrandt.generation.models import model_folder
 from remembrandt.storage import Store, open_store
-from remembrandt.storage.folders import CACHE_VARIABLE, local_folder
+from remembrandt.storage.folders import CACHE_VARIABLE, cache_folder, gigabytes, local_folder, write_cached
 from tests.support.models import save_tiny_rdm
 
 
@@ -46,3 +47,26 @@ def test_a_model_on_s3_opens_by_its_uri(s3_uri: str, tmp_path: Path) -> None:
     assert (found / "unet" / "config.json").read_bytes() == (folder / "unet" / "config.json").read_bytes()
     with pytest.raises(ConfigError, match="there is nothing at"):
         model_folder(f"{s3_uri}/elsewhere")
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    with pytest.raises(StorageError, match=rf"cannot write the cache .*{CACHE_VARIABLE} names another place"):
+        write_cached(cache_folder() / "embeddings" / "x", [memoryview(b"x")])
+    monkeypatch.setenv("REMEMBRANDT_TEXT_CACHE_GB", "many")
+    with pytest.raises(ConfigError, match="REMEMBRANDT_TEXT_CACHE_GB is 'many': set it to a number of gigabytes"):
+        gigabytes("REMEMBRANDT_TEXT_CACHE_GB", 4)
+
+
+def test_a_cached_file_is_whole_or_absent(tmp_path: Path) -> None:
+    def breaks_off() -> Iterator[memoryview]:
+        yield memoryview(b"half")
+        raise RuntimeError("the disk of the source")
+
+    target = cache_folder() / "embeddings" / "x"
+    with pytest.raises(RuntimeError, match="the disk of the source"):
+        write_cached(target, breaks_off())
+    assert list(target.parent.iterdir()) == []
+    write_cached(target, [memoryview(b"who"), memoryview(b"le")])
+    assert target.read_bytes() == b"whole" and list(target.parent.iterdir()) == [target]

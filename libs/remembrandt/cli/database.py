@@ -31,8 +31,10 @@ _SHOWN_KEYS = 20
 def list_versions(uri: Uri, as_json: AsJson = False) -> None:
     """All finished versions, oldest first; the live one is marked."""
     catalog = Catalog.open(uri)
-    live = catalog.current()
-    manifests = [catalog.manifest(version) for version in catalog.versions()]
+    versions = catalog.versions()
+    pointer = catalog.pointer()
+    live = pointer.version if pointer is not None else None
+    manifests = [catalog.manifest(version) for version in versions or [catalog.current()]]
     if as_json:
         _print_json([{**_summary(m), "live": m.version == live} for m in manifests])
         return

@@ -16,10 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from remembrandt.databases.bm25 import Bm25Config, Bm25Document, Bm25Info, ElasticsearchLoader, build_embedded
-from remembrandt.databases.hits import PAD_ID, Hits, top_k
+from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.manifest import TRAINED_INDEX, ShardInfo
 from remembrandt.databases.rows import commit_rows, open_rows, scan_embeddings, take_embeddings
-from remembrandt.databases.vectors import VectorPlan, build_shard, train_index
+from remembrandt.databases.vectors import Device, VectorPlan, build_shard, exact_search, train_index
 from remembrandt.distributed import num_gpus, run_tasks
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import SourceError
@@ -87,28 +87,33 @@ def assemble_vectors(
     queries_QD: NDArray[np.float32],
     k: int,
     seed: int,
+    device: Device = "auto",
 ) -> tuple[tuple[ShardInfo, ...], tuple[FileRecord, ...], Hits]:
     """Trains once on a sample, builds every shard, and finds the exact neighbours of the queries along the way.
+
+    Neighbours are kept by what was asked for: a build that goes on with other queries finds theirs anew.
 
     Returns:
         The shards; their files with the trained index; the true `k` best rows of each query.
     """
-    ledger = Ledger(builds, "vectors")
+    ledger, truths = Ledger(builds, "vectors"), Ledger(builds, f"truth-{seed}-{len(queries_QD)}-{k}")
     gpu = {"num_gpus": 1} if num_gpus() else {}
     if ledger.missing([0]):
         rng = np.random.default_rng(seed)
         sample = np.sort(rng.choice(plan.rows, size=min(plan.train_rows, plan.rows), replace=False))
         say(f"train {plan.factory} on {len(sample):,} vectors")
-        list(run_tasks(_train, [(store, ledger, plan, sample)], num_cpus=1, **gpu))
+        list(run_tasks(_train, [(store, ledger, plan, sample, device)], num_cpus=1, **gpu))
     numbers = range(plan.num_shards)
     missing = ledger.missing(n + 1 for n in numbers)
     with Progress("index", plan.rows, "rows", done=plan.rows - sum(_span(plan, n - 1)[2] for n in missing)) as progress:
-        arguments = [(store, ledger, plan, number - 1, queries_QD, k) for number in missing]
+        arguments = [(store, ledger, truths, plan, number - 1, queries_QD, k, device) for number in missing]
         for position, _ in run_tasks(_build_shard, arguments, num_cpus=1, **gpu):
             progress.advance(_span(plan, missing[position] - 1)[2])
-    markers = ledger.committed()
+    unanswered = [(store, truths, plan, number, queries_QD, k) for number in truths.missing(numbers)]
+    list(run_tasks(_find_truth, unanswered, num_cpus=1))
+    markers, answers = ledger.committed(), truths.committed()
     shards = tuple(ShardInfo(path=_shard_path(n), first_id=_span(plan, n)[0], rows=_span(plan, n)[2]) for n in numbers)
-    truth = Hits.merge([_partial(markers[n + 1]) for n in numbers], k)
+    truth = Hits.merge([_partial(answers[n]) for n in numbers], k)
     return shards, tuple(file for marker in markers.values() for file in marker.files), truth
 
 
@@ -176,15 +181,22 @@ def _check_keys(dataset: lance.LanceDataset) -> None:
             seen.add(key)
 
 
-def _train(store: Store, ledger: Ledger, plan: VectorPlan, sample: NDArray[np.int64]) -> None:
+def _train(store: Store, ledger: Ledger, plan: VectorPlan, sample: NDArray[np.int64], device: Device) -> None:
     sample_ND = normalise(take_embeddings(open_rows(store), sample))
     with _scratch(store, TRAINED_INDEX) as (target, files):
-        train_index(plan, sample_ND, target)
+        train_index(plan, sample_ND, target, device=device)
         ledger.commit(Marker(0, files(), {}))
 
 
 def _build_shard(
-    store: Store, ledger: Ledger, plan: VectorPlan, number: int, queries_QD: NDArray[np.float32], k: int
+    store: Store,
+    ledger: Ledger,
+    truths: Ledger,
+    plan: VectorPlan,
+    number: int,
+    queries_QD: NDArray[np.float32],
+    k: int,
+    device: Device,
 ) -> None:
     first, stop, _ = _span(plan, number)
     exact = _ExactNeighbors(queries_QD, k, first)
@@ -195,9 +207,20 @@ def _build_shard(
             store.download(TRAINED_INDEX, trained)
         with _scratch(store, _shard_path(number)) as (target, files):
             batches = (exact.watch(normalise(piece)) for piece in scan_embeddings(open_rows(store), first, stop))
-            build_shard(plan, trained, batches, target)
-            hits = exact.hits
-            ledger.commit(Marker(number + 1, files(), {"ids": hits.ids.tolist(), "scores": hits.scores.tolist()}))
+            build_shard(plan, trained, batches, target, device=device)
+            truths.commit(exact.marker(number))
+            ledger.commit(Marker(number + 1, files(), {}))
+
+
+def _find_truth(
+    store: Store, truths: Ledger, plan: VectorPlan, number: int, queries_QD: NDArray[np.float32], k: int
+) -> None:
+    """The exact neighbours in a shard that stands already."""
+    first, stop, _ = _span(plan, number)
+    exact = _ExactNeighbors(queries_QD, k, first)
+    for piece in scan_embeddings(open_rows(store), first, stop):
+        exact.watch(normalise(piece))
+    truths.commit(exact.marker(number))
 
 
 class _ExactNeighbors:
@@ -209,15 +232,15 @@ class _ExactNeighbors:
         self.hits = Hits(np.full(shape, PAD_ID, np.int64), np.full(shape, -np.inf, np.float32))
 
     def watch(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
-        scores_QN = self._queries_QD @ vectors_ND.T
-        if scores_QN.shape[1] > self._k:
-            best = np.argpartition(scores_QN, -self._k, axis=1)[:, -self._k :]
-        else:
-            best = np.broadcast_to(np.arange(scores_QN.shape[1]), scores_QN.shape)
-        found = top_k(best.astype(np.int64) + self._next, np.take_along_axis(scores_QN, best, axis=1), self._k)
+        """Looks at the next rows, and gives them back."""
+        found = exact_search(self._queries_QD, [vectors_ND], self._k, self._next)
         self.hits = Hits.merge([self.hits, found], self._k)
         self._next += len(vectors_ND)
         return vectors_ND
+
+    def marker(self, number: int) -> Marker:
+        """The neighbours found, of shard `number`."""
+        return Marker(number, (), {"ids": self.hits.ids.tolist(), "scores": self.hits.scores.tolist()})
 
 
 def _build_embedded(store: Store, ledger: Ledger, fields: Sequence[str]) -> None:

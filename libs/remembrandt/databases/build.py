@@ -7,6 +7,7 @@ finds itself.
 
 import getpass
 import json
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -33,16 +34,19 @@ from remembrandt.databases.manifest import (
     FAILURES,
     MANIFEST,
     TRAINED_INDEX,
+    Document,
     Manifest,
     SourceInfo,
     VectorsInfo,
+    decode_document,
+    digest,
     encode_document,
     sorted_files,
 )
 from remembrandt.databases.neighbor_blocks import SearchWorkersConfig
 from remembrandt.databases.neighbor_queries import Queries
 from remembrandt.databases.neighbors import compute_neighbors
-from remembrandt.databases.rows import open_rows, row_schema, take_embeddings
+from remembrandt.databases.rows import BASE_COLUMNS, open_rows, row_schema, take_embeddings
 from remembrandt.databases.vectors import RecallReport, ShardFile, VectorIndex, plan_vectors, tune
 from remembrandt.databases.verify import verify_version
 from remembrandt.distributed import connect
@@ -58,6 +62,8 @@ _AUTO_BLOCK_BYTES = 8 * 1024 * 1024
 _AUTO_BLOCK_ITEMS = (64, 4096)
 _AUTO_BLOCKS = 4096
 _QUERY_SEED = 20
+_ID_DIGITS = 12
+_BEGUN, _CONTENT = "begun.json", "content"
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,20 @@ class BuildPlan:
     fields: tuple[str, ...]
     dim: int | None
     source_fingerprint: str
+    begun: "Begun"
+
+
+class Begun(Document):
+    """What a build was begun with, so that whoever goes on with it does the same.
+
+    Attributes:
+        content: digest of all that the rows and the index follow from.
+        block_size: items of a block of the source; `base_block_size`, rows of one of the base version.
+    """
+
+    content: str
+    block_size: int
+    base_block_size: int
 
 
 @dataclass
@@ -104,6 +124,7 @@ def build_database(config: BuildConfig, *, dry_run: bool = False) -> dict[str, A
     _check_services(config)
     connect()
     clock = Clock()
+    plan.catalog.build_store(plan.version).write(_BEGUN, encode_document(plan.begun))
     capacity = plan_build_capacity(config, plan.source, plan.items, plan.dim)
     owner = _Owner(plan.catalog.build_store(plan.version))
     report = clock.run("embed", lambda: _embed(config, plan))
@@ -146,15 +167,25 @@ def plan_build(config: BuildConfig) -> BuildPlan:
     if config.neighbors is not None:
         train_set = config.neighbors.train_set
         parts.append("self" if train_set == "self" else Queries.open(train_set).fingerprint())
-    version = config.version_id(*parts)
+    content = config.content_digest(*parts)
+    version = config.version or content[:_ID_DIGITS]
+    begun = _begun(catalog, version, content) or Begun(
+        content=content,
+        block_size=_block_size(config, source, encoder),
+        base_block_size=_AUTO_BLOCK_ITEMS[1] if config.workers.block_size == "auto" else config.workers.block_size,
+    )
     blocks: list[SourceBlock | BaseRows] = [
-        *_base_blocks(catalog, base, config),
-        *(source.blocks(_block_size(config, source, encoder)) if source else []),
+        *_base_blocks(catalog, base, begun.base_block_size),
+        *(source.blocks(begun.block_size) if source else []),
     ]
     items = sum(block.stop - (block.first if isinstance(block, BaseRows) else block.start) for block in blocks)
     fields = sorted({*(source.field_names if source else ()), *(base.fields if base else ())})
-    dim = base.dim if base else _dim(source, encoder)
-    return BuildPlan(catalog, version, source, base, encoder, tuple(blocks), items, tuple(fields), dim, fingerprint)
+    if own := sorted({*BASE_COLUMNS, "embedding"} & {*fields}):
+        raise ConfigError(f"'{own[0]}' is a column of every database and cannot be a field: take it out of `fields`")
+    dim = _dim(source, encoder, base)
+    return BuildPlan(
+        catalog, version, source, base, encoder, tuple(blocks), items, tuple(fields), dim, fingerprint, begun
+    )
 
 
 def embed_job(config: BuildConfig, plan: BuildPlan) -> EmbedJob:
@@ -195,7 +226,7 @@ def _assemble(config: BuildConfig, plan: BuildPlan, report: RowsReport, clock: C
             "vectors", lambda: _vectors(config, plan, store, builds, dataset, report.rows)
         )
         files += written
-    index = index_name(plan.catalog.name, plan.version)
+    index = index_name(plan.catalog, plan.version)
     bm25, written_bm25 = clock.run(
         "bm25", lambda: assemble_bm25(store, builds, config.bm25, index, report.rows, plan.fields)
     )
@@ -208,7 +239,7 @@ def _assemble(config: BuildConfig, plan: BuildPlan, report: RowsReport, clock: C
         version=plan.version,
         parent=plan.base.version if plan.base else None,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        created_by={"user": getpass.getuser(), "remembrandt": remembrandt.__version__},
+        created_by={"user": _user(), "remembrandt": remembrandt.__version__, _CONTENT: plan.begun.content},
         rows=report.rows,
         dim=plan.dim,
         fields=plan.fields,
@@ -239,15 +270,21 @@ def _vectors(
     sampled = np.sort(rng.choice(rows, size=min(config.gate.num_queries, rows), replace=False))
     queries_QD = normalise(take_embeddings(dataset, sampled))
     k = min(config.gate.recall_at, rows)
-    shards, files, truth = assemble_vectors(store, builds, vector_plan, dataset, queries_QD, k, _QUERY_SEED)
+    device = config.vectors.device
+    shards, files, truth = assemble_vectors(store, builds, vector_plan, dataset, queries_QD, k, _QUERY_SEED, device)
+
+    def fetch(ids_N: NDArray[np.int64]) -> NDArray[np.float32]:
+        return normalise(take_embeddings(dataset, ids_N))
+
     records = {file.path: file for file in files}
     index = VectorIndex.open(
         vector_plan,
         local_file(store, records[TRAINED_INDEX]),
         [ShardFile(local_file(store, records[s.path]), s.first_id, s.rows) for s in shards],
-        fetch=lambda ids_N: normalise(take_embeddings(dataset, ids_N)),
+        fetch=fetch,
+        device=device,
     )
-    tuned, recall = tune(index, queries_QD, truth, config.gate.recall_floor, k)
+    tuned, recall = tune(index, queries_QD, truth, config.gate.recall_floor, k, fetch)
     return VectorsInfo(plan=tuned.to_json(), shards=shards), recall, list(files)
 
 
@@ -274,14 +311,17 @@ def _with_neighbors(config: BuildConfig, plan: BuildPlan, manifest: Manifest) ->
     return manifest.model_copy(update={"neighbors": info, "files": files})
 
 
-def index_name(name: str, version: str) -> str:
+def index_name(catalog: Catalog, version: str) -> str:
     """The Elasticsearch index of a version."""
-    return f"{alias_name(name)}-{version}".lower()
+    return f"{alias_name(catalog)}-{version}".lower()
 
 
-def alias_name(name: str) -> str:
-    """The Elasticsearch alias of a database, which points at the live version's index."""
-    return f"remembrandt-{name}".lower()
+def alias_name(catalog: Catalog) -> str:
+    """The Elasticsearch alias of a database, which points at the live version's index.
+
+    Databases of one name at different places may share a cluster: the place is part of the alias.
+    """
+    return f"remembrandt-{catalog.name}-{digest(catalog.store.uri.encode())[:8]}".lower()
 
 
 def _publish(config: BuildConfig, plan: BuildPlan, manifest: Manifest) -> None:
@@ -289,14 +329,14 @@ def _publish(config: BuildConfig, plan: BuildPlan, manifest: Manifest) -> None:
         return
     plan.catalog.publish(plan.version)
     if manifest.bm25 is not None and manifest.bm25["backend"] == "elasticsearch":
-        ElasticsearchLoader(config.bm25, index_name(manifest.name, manifest.version)).move_alias(
-            alias_name(manifest.name)
-        )
+        ElasticsearchLoader(config.bm25, manifest.bm25["index"]).move_alias(alias_name(plan.catalog))
 
 
 def _already_built(config: BuildConfig, plan: BuildPlan) -> dict[str, Any]:
     """The same build was finished before: check its files, make it live if asked, and say so."""
     manifest = plan.catalog.manifest(plan.version)
+    if manifest.created_by.get(_CONTENT, plan.begun.content) != plan.begun.content:
+        raise _taken(plan.catalog, plan.version)
     check_files(plan.catalog.version_store(plan.version), manifest.file_records)
     _publish(config, plan, manifest)
     say(f"version {plan.version} of {plan.catalog.store.uri} is built already from the same source and configuration")
@@ -319,21 +359,62 @@ def _check_base(base: Manifest | None, encoder: ResolvedModel | None, catalog: C
         )
 
 
-def _dim(source: Source | None, encoder: ResolvedModel | None) -> int | None:
+def _dim(source: Source | None, encoder: ResolvedModel | None, base: Manifest | None) -> int | None:
     if source is not None and source.has_embeddings:
-        first = next(record for block in source.blocks(1)[:1] for record in source.read(block))
-        if first.embedding is None:
-            raise SourceError(
-                f"the source brings embeddings, but '{first.key}' has none ({first.problem or 'missing'})"
-            )
-        if encoder is not None and encoder.dim != len(first.embedding):
+        found = _embedding_size(source)
+        if encoder is not None and encoder.dim != found:
             raise EncoderMismatchError(
-                f"the source brings {len(first.embedding)}-dimensional embeddings and encoder {encoder.name} "
-                f"makes {encoder.dim}: "
+                f"the source brings {found}-dimensional embeddings and encoder {encoder.name} makes {encoder.dim}: "
                 "name the encoder that made them, or set encoder: null"
             )
-        return len(first.embedding)
-    return encoder.dim if encoder else None
+        if base is not None and base.dim != found:
+            raise EncoderMismatchError(
+                f"the source brings {found}-dimensional embeddings and version {base.version} has {base.dim}: append "
+                "what the same encoder made"
+            )
+        return found
+    return base.dim if base else encoder.dim if encoder else None
+
+
+def _embedding_size(source: Source) -> int:
+    """Of the first record that has an embedding."""
+    problem = ""
+    for block in source.blocks(_AUTO_BLOCK_ITEMS[1]):
+        for record in source.read(block):
+            if record.embedding is not None:
+                return len(record.embedding)
+            problem = problem or f", e.g. '{record.key}': {record.problem or 'missing'}"
+    raise SourceError(f"the source should bring embeddings, but none of its items has one{problem}")
+
+
+def _begun(catalog: Catalog, version: str, content: str) -> Begun | None:
+    """What an unfinished build of this version was begun with.
+
+    Raises:
+        ConfigError: with something else.
+    """
+    builds = catalog.build_store(version)
+    if not builds.exists(_BEGUN):
+        return None
+    begun = decode_document(Begun, builds.read(_BEGUN), f"{builds.uri}/{_BEGUN}")
+    if begun.content != content:
+        raise _taken(catalog, version)
+    return begun
+
+
+def _taken(catalog: Catalog, version: str) -> ConfigError:
+    return ConfigError(
+        f"version '{version}' of {catalog.store.uri} was begun from another source or configuration: restore them, or "
+        "set `version` to another name"
+    )
+
+
+def _user() -> str:
+    """Who builds; in a container of any user id, the id."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.getuid()}"
 
 
 def _encoder_identity(plan: BuildPlan) -> dict[str, str] | None:
@@ -344,21 +425,20 @@ def _encoder_identity(plan: BuildPlan) -> dict[str, str] | None:
     return asdict(fingerprint) if fingerprint else None
 
 
-def _base_blocks(catalog: Catalog, base: Manifest | None, config: BuildConfig) -> list[BaseRows]:
+def _base_blocks(catalog: Catalog, base: Manifest | None, size: int) -> list[BaseRows]:
     if base is None:
         return []
-    size = _AUTO_BLOCK_ITEMS[1] if config.workers.block_size == "auto" else config.workers.block_size
     store = catalog.version_store(base.version)
     return [BaseRows(store, first, min(first + size, base.rows)) for first in range(0, base.rows, size)]
 
 
-def _block_size(config: BuildConfig, source: Source, encoder: ResolvedModel | None) -> int:
+def _block_size(config: BuildConfig, source: Source | None, encoder: ResolvedModel | None) -> int:
     """Items a block: as many as keep its pixels near 8 MB, so that a kill costs little and no worker is long the last
     one at work; more where the source is so large that there would be too many blocks.
     """
     if config.workers.block_size != "auto":
         return config.workers.block_size
-    if encoder is None or source.has_embeddings:
+    if source is None or encoder is None or source.has_embeddings:
         return _AUTO_BLOCK_ITEMS[1]
     transform = encoder.pixel_transform
     per_image = config.patches.per_image[1] if config.patches.mode == "patches" else 1

@@ -8,12 +8,13 @@ import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 from remembrandt.databases.manifest import MANIFEST
 from remembrandt.errors import CorruptionError
 from remembrandt.storage import Store
-from remembrandt.storage.folders import cache_folder
+from remembrandt.storage.folders import cache_folder, writing_cache
 from remembrandt.storage.ledger import FileRecord
 from remembrandt.storage.local import LocalStore
 
@@ -32,10 +33,14 @@ def local_file(store: Store, record: FileRecord) -> Path:
     cached = cache_folder() / "files" / record.sha256[:2] / record.sha256 / Path(record.path).name
     if not cached.is_file() or cached.stat().st_size != record.bytes:
         store.download(record.path, cached)
-    local = LocalStore(cached.parent)
+    local, found = LocalStore(cached.parent), cached.stat()
+    stamp = _stamp(local, record, f"{found.st_mtime_ns} {found.st_ino}")
+    if stamp.exists():
+        return cached
     if local.sha256(cached.name) != record.sha256:
-        cached.unlink()
+        cached.unlink(missing_ok=True)
         raise CorruptionError(f"{store.uri}/{record.path} is damaged: its SHA-256 is not the manifest's; restore it")
+    _touch(stamp)
     return cached
 
 
@@ -75,8 +80,14 @@ def check_files(
                 raise CorruptionError(
                     f"{store.uri}/{record.path} is damaged: its SHA-256 is not the manifest's; restore it"
                 )
-            stamp.parent.mkdir(parents=True, exist_ok=True)
-            stamp.touch()
+            _touch(stamp)
+
+
+def _touch(stamp: Path) -> None:
+    """Remembers; without a cache that can be written a file is hashed again next time."""
+    with suppress(OSError):
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.touch()
 
 
 def _stamp(store: Store, record: FileRecord, identity: str) -> Path:
@@ -89,9 +100,11 @@ def linked_folder(store: Store, records: Iterable[FileRecord]) -> Path:
     records = sorted(records)
     name = hashlib.sha256("\0".join(f"{r.path} {r.sha256}" for r in records).encode()).hexdigest()
     folder = cache_folder() / "folders" / name[:32]
-    folder.mkdir(parents=True, exist_ok=True)
     for record in records:
         source, target = local_file(store, record), folder / Path(record.path).name
-        if not target.exists():
-            os.link(source, target)
+        with writing_cache():
+            folder.mkdir(parents=True, exist_ok=True)
+            if not target.exists():
+                with suppress(FileExistsError):  # several processes of a node open a version at once
+                    os.link(source, target)
     return folder

@@ -104,9 +104,26 @@ class Catalog:
         self.store.replace(CURRENT, encode_document(new), tag)
         return True
 
+    def rollback_target(self, to: str | None = None) -> str:
+        """The version that `rollback` would make live.
+
+        Raises:
+            VersionError: there is none.
+        """
+        return self._before(self.pointer(), to)
+
     def rollback(self, to: str | None = None) -> str:
         """Makes the version that was live before (or `to`) live again, and returns it."""
         pointer, tag = self._tagged_pointer()
+        target = self._before(pointer, to)
+        assert pointer is not None
+        manifest = self.manifest(target)
+        history = tuple(v for v in pointer.history if v != target)
+        new = Pointer(version=target, manifest_sha256=digest(encode_document(manifest)), history=history)
+        self.store.replace(CURRENT, encode_document(new), tag)
+        return target
+
+    def _before(self, pointer: Pointer | None, to: str | None) -> str:
         if pointer is None:
             raise VersionError(f"nothing is published at {self.store.uri}, so there is nothing to roll back")
         target = to or next((v for v in reversed(pointer.history) if v != pointer.version), None)
@@ -115,10 +132,6 @@ class Catalog:
                 f"version '{pointer.version}' of {self.store.uri} is the first that was published: there is "
                 "none before it"
             )
-        manifest = self.manifest(target)
-        history = tuple(v for v in pointer.history if v != target)
-        new = Pointer(version=target, manifest_sha256=digest(encode_document(manifest)), history=history)
-        self.store.replace(CURRENT, encode_document(new), tag)
         return target
 
     def _tagged_pointer(self) -> tuple[Pointer | None, str | None]:

@@ -100,9 +100,6 @@ class BuildConfig(Config):
         body["exclude"] = [*Exclusions.load(self.exclude).describe(), sorted(self.exclude.ids)]
         return body
 
-    def version_id(self, *parts: str) -> str:
-        """The version's id: the configured one, else 12 hex digits over the content and `parts` (fingerprints)."""
-        if self.version is not None:
-            return self.version
-        text = json.dumps([self.content(), *parts], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+    def content_digest(self, *parts: str) -> str:
+        """SHA-256 over the content and `parts`, the fingerprints of what it names."""
+        return hashlib.sha256(json.dumps([self.content(), *parts], sort_keys=True).encode()).hexdigest()

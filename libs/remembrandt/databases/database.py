@@ -181,8 +181,8 @@ class Database:
 
     def search_ids(self, ids: Sequence[int], k: int, where: Filter | None = None) -> Hits:
         """The `k` nearest other rows of each row."""
-        self._check_k(k + 1)
-        found = self.search_embeddings(self.embeddings(ids), k + 1, where)
+        self._check_k(k)
+        found = self.search_embeddings(self.embeddings(ids), min(k + 1, self.num_rows), where)
         own = found.ids == np.asarray(ids, dtype=np.int64)[:, None]
         return top_k(np.where(own, PAD_ID, found.ids), found.scores, k)
 

@@ -234,7 +234,7 @@ class ReadBlock:
             "box": None if box is None else list(box),
             "group": record.group or record.key,
             "licence": record.licence,
-            "digest": content_digest(image, record.caption),
+            "digest": content_digest(image, record.caption, record.embedding),
             **{name: record.fields.get(name, "") for name in self._job.fields},
             **({} if record.embedding is None else {"embedding": record.embedding}),
         }

@@ -4,16 +4,13 @@ A take of 2,048 rows costs half a millisecond there, and tens of milliseconds in
 larger than `REMEMBRANDT_EMBEDDING_CACHE_GB` (default 16) are read from the row store instead.
 """
 
-import os
-import uuid
-
 import lance
 import numpy as np
 from numpy.typing import NDArray
 
 from remembrandt.databases.rows import scan_embeddings, take_embeddings
 from remembrandt.encoders.base import normalise
-from remembrandt.storage.folders import cache_folder
+from remembrandt.storage.folders import cache_folder, gigabytes, write_cached
 
 
 class EmbeddingColumn:
@@ -21,7 +18,7 @@ class EmbeddingColumn:
 
     def __init__(self, dataset: lance.LanceDataset, rows: int, dim: int, identity: str) -> None:
         self._dataset, self._shape, self._identity = dataset, (rows, dim), identity
-        limit = float(os.environ.get("REMEMBRANDT_EMBEDDING_CACHE_GB", "16")) * 1e9
+        limit = gigabytes("REMEMBRANDT_EMBEDDING_CACHE_GB", 16)
         self._mapped = self._map() if 0 < rows * dim * 2 <= limit else None
 
     def take(self, ids_N: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -41,13 +38,5 @@ class EmbeddingColumn:
         rows, dim = self._shape
         path = cache_folder() / "embeddings" / f"{self._identity}.f16"
         if not path.is_file() or path.stat().st_size != rows * dim * 2:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-            try:
-                with temporary.open("wb") as stream:
-                    for piece in scan_embeddings(self._dataset, 0, rows):
-                        stream.write(np.ascontiguousarray(piece).data)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_cached(path, (np.ascontiguousarray(p).data for p in scan_embeddings(self._dataset, 0, rows)))
         return np.memmap(path, dtype=np.float16, mode="r", shape=self._shape)

@@ -47,10 +47,16 @@ def export_clip_retrieval(database: Database, target: Store, *, images: bool = T
 
     Returns:
         Number of rows written.
+
+    Raises:
+        SearchError: a database of texts, which has no embeddings.
     """
+    assert database.dim
     columns = [
         "key",
         "caption",
+        "captions",
+        "box",
         "group",
         "licence",
         *database.manifest.fields,

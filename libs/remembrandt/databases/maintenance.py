@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from remembrandt.databases.bm25 import Bm25Config, ElasticsearchLoader
-from remembrandt.databases.build import alias_name, index_name
+from remembrandt.databases.build import alias_name
 from remembrandt.databases.cache import check_files
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.manifest import Manifest
@@ -24,14 +24,16 @@ def publish_version(catalog: Catalog, version: str) -> bool:
     manifest = catalog.manifest(version)
     check_files(catalog.version_store(version), manifest.file_records)
     changed = catalog.publish(version)
-    _move_alias(manifest)
+    _move_alias(catalog, manifest)
     return changed
 
 
 def rollback_version(catalog: Catalog, to: str | None = None) -> str:
-    """Makes the version that was live before (or `to`) live again; returns its id."""
-    version = catalog.rollback(to)
-    _move_alias(catalog.manifest(version))
+    """Makes the version that was live before (or `to`) live again, if it is intact; returns its id."""
+    manifest = catalog.manifest(catalog.rollback_target(to))
+    check_files(catalog.version_store(manifest.version), manifest.file_records)
+    version = catalog.rollback(manifest.version)
+    _move_alias(catalog, manifest)
     return version
 
 
@@ -65,9 +67,9 @@ def _delete_version(catalog: Catalog, version: str) -> None:
     catalog.store.delete_tree(f"builds/{version}")
 
 
-def _move_alias(manifest: Manifest) -> None:
+def _move_alias(catalog: Catalog, manifest: Manifest) -> None:
     if _on_elasticsearch(manifest):
-        _loader(manifest).move_alias(alias_name(manifest.name))
+        _loader(manifest).move_alias(alias_name(catalog))
 
 
 def _delete_index(manifest: Manifest) -> None:
@@ -76,8 +78,8 @@ def _delete_index(manifest: Manifest) -> None:
 
 
 def _loader(manifest: Manifest) -> ElasticsearchLoader:
-    config = Bm25Config.model_validate(manifest.config["bm25"])
-    return ElasticsearchLoader(config, index_name(manifest.name, manifest.version))
+    assert manifest.bm25 is not None
+    return ElasticsearchLoader(Bm25Config.model_validate(manifest.config["bm25"]), manifest.bm25["index"])
 
 
 def _on_elasticsearch(manifest: Manifest) -> bool:

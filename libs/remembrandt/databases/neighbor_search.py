@@ -3,9 +3,7 @@
 Letters in names: B queries, K neighbours, F fetched candidates, N rows, D embedding.
 """
 
-import os
 import re
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
@@ -23,7 +21,7 @@ from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, distinct_fil
 from remembrandt.databases.manifest import ROWS, digest
 from remembrandt.databases.rows import embedding_matrix
 from remembrandt.encoders.base import normalise
-from remembrandt.storage.folders import cache_folder
+from remembrandt.storage.folders import cache_folder, write_cached
 
 _EXTRA = 12
 _ESCALATION = 8
@@ -84,15 +82,8 @@ class Identities:
         rows = [record.sha256 for record in database.manifest.file_records if record.path.startswith(ROWS)]
         path = cache_folder() / "identities" / f"{digest(''.join(rows).encode())}.u64"
         if not path.is_file() or path.stat().st_size != database.num_rows * 24:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".tmp-{uuid.uuid4().hex}")
-            try:
-                with temporary.open("wb") as stream:
-                    for batch in _scan(database.dataset):
-                        stream.write(np.ascontiguousarray(cls.of_table(batch).hashes_N3).data)
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            batches = _scan(database.dataset)
+            write_cached(path, (np.ascontiguousarray(cls.of_table(batch).hashes_N3).data for batch in batches))
         return cls(np.memmap(path, dtype=np.uint64, mode="r", shape=(database.num_rows, 3)))
 
 

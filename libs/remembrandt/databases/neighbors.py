@@ -109,14 +109,25 @@ class _Plan:
     identity: str
 
     def blocks(self, workers: SearchWorkersConfig) -> list[SourceBlock | BaseRows]:
+        """The queries in blocks."""
+        return self.queries.blocks(self._block_size(workers))
+
+    def kept_blocks(self, workers: SearchWorkersConfig, builds: Store) -> list[SourceBlock | BaseRows]:
+        """The queries in blocks of the size that the computation was begun with; kept at `builds`."""
+        name = f"{self.identity}.block_size"
+        if not builds.exists(name):
+            builds.write(name, str(self._block_size(workers)).encode())
+        return self.queries.blocks(int(builds.read(name)))
+
+    def _block_size(self, workers: SearchWorkersConfig) -> int:
         """As many queries a block as keep its pixels near 32 MB."""
         if workers.block_size != "auto":
-            return self.queries.blocks(workers.block_size)
+            return workers.block_size
         if self.encoder is None:
-            return self.queries.blocks(_AUTO_BLOCK_ITEMS[1])
+            return _AUTO_BLOCK_ITEMS[1]
         transform = encoders.pixel_transform_of(self.encoder)
         per_item = transform.height * transform.width * 3
-        return self.queries.blocks(int(np.clip(_AUTO_BLOCK_BYTES // per_item, *_AUTO_BLOCK_ITEMS)))
+        return int(np.clip(_AUTO_BLOCK_BYTES // per_item, *_AUTO_BLOCK_ITEMS))
 
 
 def precompute_neighbors(config: PrecomputeConfig, *, dry_run: bool = False) -> dict[str, Any]:
@@ -257,7 +268,7 @@ def _compute(
     plan: _Plan, builds: Store, workers: SearchWorkersConfig, max_failed_share: float
 ) -> tuple[NeighborsManifest, float]:
     """What was computed, and the queries a second of this run."""
-    blocks = plan.blocks(workers)
+    blocks = plan.kept_blocks(workers, builds)
     clip = "clip" in plan.search.similarities
     ledger = Ledger(builds, f"{plan.identity}-{len(blocks)}")
     queries = EmbedJob(

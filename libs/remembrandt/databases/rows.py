@@ -38,7 +38,7 @@ class Row:
 
     Attributes:
         box: left, top, right, bottom in pixels of the source image, or None where the whole image was taken.
-        digest: 128-bit content hash (of the image, else of the text): exact duplicates share it.
+        digest: 128-bit content hash (of the image, else of text and ready embedding): exact duplicates share it.
         fields: the source's own string columns, for example style or artist.
     """
 
@@ -76,9 +76,12 @@ def row_schema(fields: Sequence[str], dim: int | None) -> pa.Schema:
     return pa.schema(columns)
 
 
-def content_digest(image: bytes | None, text: str) -> bytes:
-    """128-bit BLAKE2 of the image file, or of the text where there is no image."""
-    return hashlib.blake2b(text.encode() if image is None else image, digest_size=16).digest()
+def content_digest(image: bytes | None, text: str, embedding_D: NDArray[np.float32] | None = None) -> bytes:
+    """128-bit BLAKE2 of the image file; where there is none, of the text and the ready embedding, if there is one."""
+    if image is not None:
+        return hashlib.blake2b(image, digest_size=16).digest()
+    ready = b"" if embedding_D is None else np.asarray(embedding_D, dtype=np.float16).tobytes()
+    return hashlib.blake2b(text.encode() + ready, digest_size=16).digest()
 
 
 def embedding_array(embeddings_ND: NDArray[np.float32]) -> pa.Array:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.rows import Row
 from remembrandt.progress import say
-from remembrandt.storage.folders import cache_folder
+from remembrandt.storage.folders import cache_folder, gigabytes
 
 TEXT_COLUMNS = ("key", "caption", "group", "licence")
 _BATCH_ROWS = 65_536
@@ -43,7 +43,7 @@ class TextColumns:
         names = [*TEXT_COLUMNS, *fields]
         path = cache_folder() / "texts" / f"{identity}.arrow"
         if not path.is_file():
-            limit = float(os.environ.get("REMEMBRANDT_TEXT_CACHE_GB", "4")) * 1e9
+            limit = gigabytes("REMEMBRANDT_TEXT_CACHE_GB", 4)
             if _estimated_bytes(dataset, names) > limit:
                 return None
             try:

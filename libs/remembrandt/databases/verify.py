@@ -6,6 +6,7 @@ import numpy as np
 
 from remembrandt.databases.assemble import document_text
 from remembrandt.databases.bm25 import Bm25Config
+from remembrandt.databases.bm25.analysis import analyze
 from remembrandt.databases.cache import check_files
 from remembrandt.databases.database import Database
 from remembrandt.databases.hits import Filter
@@ -129,7 +130,7 @@ def _check_bm25(database: Database) -> str:
     for row in rows:
         text = document_text(row.caption, row.captions)
         hits = database.search_bm25([text], 1, Filter(equals={"key": (row.key,)}))
-        if any(c.isalnum() for c in text) and hits.ids[0, 0] != row.id:
+        if analyze(text) and hits.ids[0, 0] != row.id:
             raise GateError(
                 f"BM25 finds row {hits.ids[0, 0]} for the text of row {row.id} ('{row.key}'); build the version anew"
             )

@@ -132,6 +132,22 @@ def test_blocks_of_any_size_give_the_same_rows(tmp_path, put, picture, read_all,
     assert max(block.stop - block.start for block in source.blocks(block_size)) <= block_size
 
 
+def test_a_row_group_is_decoded_once_however_many_blocks_it_is(tmp_path, put, picture, read_all, keys, monkeypatch):
+    uri = put(tmp_path, {"0.parquet": table(img2dataset(0, 1000, picture), row_group_size=500)})
+    source, decoded = open_source(ParquetConfig(uri=uri)), []
+    blocks = source.blocks(50)
+    iterate = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(
+        pq.ParquetFile, "iter_batches", lambda *args, **kwargs: decoded.append(kwargs) or iterate(*args, **kwargs)
+    )
+    assert keys(record for block in blocks for record in source.read(block)) == [f"{n:09d}" for n in range(1000)]
+    assert [kwargs["row_groups"] for kwargs in decoded] == [[0], [1]]
+    # As another process takes every other block, and a third begins anew.
+    assert keys(record for block in blocks[::2] for record in source.read(block))[50] == "000000100"
+    assert len(decoded) == 4
+    assert keys(source.read(blocks[3])) == [f"{n:09d}" for n in range(150, 200)]
+
+
 def test_blocks_end_at_row_groups_where_they_can(tmp_path, put, picture):
     uri = put(tmp_path, {"0.parquet": table(img2dataset(0, 50, picture), row_group_size=20)})
     blocks = open_source(ParquetConfig(uri=uri)).blocks(45)

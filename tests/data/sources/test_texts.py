@@ -12,6 +12,7 @@ import pytest
 from remembrandt.data.sources import open_source
 from remembrandt.data.sources.texts import TextsConfig
 from remembrandt.errors import SourceError
+from remembrandt.storage.local import LocalStore
 
 
 def jsonl(*objects):
@@ -39,6 +40,18 @@ def test_json_lines_are_read_in_order(tmp_path, put, read_all, name, block_size)
     last = records[-1]
     assert (last.caption, last.captions, last.group) == ("lead 4999 of birds", ("bird 4999",), "g2499")
     assert last.image is None and last.embedding is None
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_a_file_is_opened_once_for_blocks_in_order(tmp_path, put, name, monkeypatch):
+    source = open_source(TextsConfig(uri=put(tmp_path, {name: compressed(name, jsonl(*LEADS))})))
+    blocks, opened = source.blocks(500), []
+    open_file = LocalStore.open
+    monkeypatch.setattr(LocalStore, "open", lambda self, path: opened.append(path) or open_file(self, path))
+    assert [record.key for block in blocks for record in source.read(block)] == [lead["key"] for lead in LEADS]
+    assert opened == [name]
+    assert [record.key for record in source.read(blocks[2])] == [lead["key"] for lead in LEADS[1000:1500]]
+    assert [record.key for record in source.read(blocks[6])] == [lead["key"] for lead in LEADS[3000:3500]]
 
 
 def test_parquet_texts_are_read(tmp_path, put, read_all):

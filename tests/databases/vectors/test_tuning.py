@@ -66,6 +66,28 @@ def test_a_graph_is_tuned_by_its_breadth(build, vectors, queries, truth):
     assert report.recall >= 0.9
 
 
+def test_a_row_as_good_as_a_true_neighbour_counts(build, vectors):
+    queries = vectors[17:18]  # rows 4,000 to 4,099 equal it: which of them are true is arbitrary
+    truth = exact_search(queries, [vectors], 20)
+    others = Hits(truth.ids.copy(), truth.scores)
+    others.ids[0, 10:] = np.arange(4090, 4100)
+    assert recall_at(others, truth, 20)[0] == 0.5
+
+    class Finds:
+        plan = build(vectors, "Flat", 1700).plan
+
+        def with_plan(self, plan):
+            return self
+
+        def search(self, queries_BD, k, allowed=None):
+            return others
+
+    assert tune(Finds(), queries, truth, 0.95, 20)[1].recall == 0.5
+    assert tune(Finds(), queries, truth, 0.95, 20, vectors.__getitem__)[1].recall == 1.0
+    others.ids[0, 10:] = np.arange(100, 110)
+    assert tune(Finds(), queries, truth, 0.95, 20, vectors.__getitem__)[1].recall == 0.5
+
+
 def test_recall_counts_only_neighbours_that_exist():
     truth = Hits(np.array([[1, 2, -1], [4, 5, 6]]), np.array([[1, 1, -np.inf], [1, 1, 1]], np.float32))
     found = Hits(np.array([[2, 9, -1], [6, 5, 4]]), truth.scores)

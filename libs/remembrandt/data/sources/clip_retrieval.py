@@ -21,7 +21,7 @@ from remembrandt.data.sources.common import (
 from remembrandt.data.sources.fetch import FileFetcher
 from remembrandt.data.sources.listing import Listing, content_digest, is_gone, list_files, map_ahead
 from remembrandt.data.sources.npy import read_npy_header, read_npy_rows
-from remembrandt.data.sources.tables import DamagedFileError, inspect_table, read_rows
+from remembrandt.data.sources.tables import DamagedFileError, OpenTables, inspect_table, read_rows
 from remembrandt.errors import SourceError, StorageError
 from remembrandt.storage.store import open_store
 
@@ -59,6 +59,7 @@ class ClipRetrievalSource(PartedSource):
         self._store = listing.store
         self._tables = _pair(config, listing)
         self._columns: dict[str, tuple[str, ...]] = {}
+        self._open = OpenTables(listing.store)
         self._shapes = {part: self._check_pair(part) for part in self._tables}
         self._repeated: dict[str, frozenset[int]] | None = None
         dims = {part: shape[1] for part, shape in self._shapes.items()}
@@ -87,7 +88,7 @@ class ClipRetrievalSource(PartedSource):
     def _rows(self, block: SourceBlock) -> Iterator[SourceRecord]:
         wanted = {*_KEY_COLUMNS, *_METADATA_COLUMNS, *self.config.caption_keys, *self.field_names}
         columns = [name for name in self._columns[block.part] if name in wanted]
-        rows = read_rows(self._store, self._tables[block.part], block.start, block.stop, columns)
+        rows = self._open.rows(self._tables[block.part], block.start, block.stop, columns)
         embeddings = read_npy_rows(self._store, block.part, block.start, block.stop)
         repeated = (self._repeated or {}).get(block.part, frozenset())
         position = block.start

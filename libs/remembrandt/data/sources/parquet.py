@@ -21,7 +21,14 @@ from remembrandt.data.sources.common import (
 )
 from remembrandt.data.sources.fetch import FileFetcher
 from remembrandt.data.sources.listing import content_digest, is_gone, list_files, map_ahead
-from remembrandt.data.sources.tables import DamagedFileError, TableShape, inspect_table, read_rows, require_column
+from remembrandt.data.sources.tables import (
+    DamagedFileError,
+    OpenTables,
+    TableShape,
+    inspect_table,
+    read_rows,
+    require_column,
+)
 from remembrandt.errors import SourceError, StorageError
 from remembrandt.storage.store import open_store
 
@@ -73,6 +80,7 @@ class TableSource(PartedSource):
         self._store = listing.store
         self._paths = [entry.path for entry in listing.files]
         self._shapes: dict[str, TableShape | str] = {}
+        self._tables = OpenTables(self._store)
         self._repeated: dict[str, frozenset[int]] = {}
         self._first = self._first_shape()
         self._key_column = self._choose(config.key, KEY_COLUMNS)
@@ -115,7 +123,7 @@ class TableSource(PartedSource):
         """What is left to do for each row of the block, so that files of several rows can be fetched at once."""
         position, repeated = block.start, self._repeated.get(block.part, frozenset())
         try:
-            for row in read_rows(self._store, block.part, block.start, block.stop, self._columns(shape)):
+            for row in self._tables.rows(block.part, block.start, block.stop, self._columns(shape)):
                 key = self._key_of(block.part, position, row)
                 if position in repeated:
                     reason = f"key '{key}' occurs before in {block.part}"

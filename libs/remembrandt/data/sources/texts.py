@@ -25,6 +25,7 @@ from remembrandt.storage.store import Store
 _JSON_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".ndjson", ".ndjson.gz", ".ndjson.zst")
 _MARK_EVERY = 1024
 _CHUNK_BYTES = 1 << 16
+_NOTHING_OPEN: tuple[str, int, Iterator[tuple[int, bytes]]] = ("", 0, iter(()))
 
 
 class TextsConfig(TableConfig):
@@ -68,8 +69,12 @@ class JsonlSource(PartedSource):
         self._store = listing.store
         self._paths = [entry.path for entry in listing.files]
         self._indexes: dict[str, _LineIndex] = {}
+        self._open = _NOTHING_OPEN
         self._repeated: dict[str, frozenset[int]] = {}
         super().__init__(config, content_digest(listing.files))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": _NOTHING_OPEN}
 
     def _parts(self) -> Iterable[tuple[str, Sequence[int]]]:
         missing = [path for path in self._paths if path not in self._indexes]
@@ -83,12 +88,9 @@ class JsonlSource(PartedSource):
             for _ in self._index(block.part):
                 pass
         index = self._indexes[block.part]
-        mark = max(bisect_right(range(0, index.count, _MARK_EVERY), block.start) - 1, 0)
-        offset = index.offsets[mark] if index.offsets else 0
-        position = mark * _MARK_EVERY
-        lines = (line for _, line in _lines(self._store, block.part, offset))
+        position, lines = self._lines_before(block)
         try:
-            for line in islice(lines, block.stop - position):
+            for _, line in islice(lines, block.stop - position):
                 if position >= block.start:
                     yield self._record(block.part, position, line)
                 position += 1
@@ -96,6 +98,22 @@ class JsonlSource(PartedSource):
             if error.errno is not None:
                 raise
             yield SourceRecord(f"{block.part}/{position}", problem=index.problem)
+        else:
+            self._open = (block.part, position, lines)
+
+    def _lines_before(self, block: SourceBlock) -> tuple[int, Iterator[tuple[int, bytes]]]:
+        """A line at or before the block's first, and the lines from there on.
+
+        A compressed file is decompressed from its start, so that a process goes on where its last block ended.
+        """
+        index = self._indexes[block.part]
+        mark = max(bisect_right(range(0, index.count, _MARK_EVERY), block.start) - 1, 0)
+        (part, position, lines), self._open = self._open, _NOTHING_OPEN
+        least = 0 if _codec(part) else mark * _MARK_EVERY
+        if part == block.part and least <= position <= block.start:
+            return position, lines
+        offset = index.offsets[mark] if index.offsets else 0
+        return mark * _MARK_EVERY, _lines(self._store, block.part, offset)
 
     def _peek(self) -> Iterator[Mapping[str, Any]]:
         try:
@@ -178,12 +196,16 @@ def _lines(store: Store, path: str, offset: int) -> Iterator[tuple[int, bytes]]:
         yield offset, rest
 
 
+def _codec(path: str) -> str | None:
+    return {"gz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2].lower())
+
+
 def _chunks(store: Store, path: str, offset: int) -> Iterator[bytes]:
-    """The decompressed content from `offset` on. Compressed files are decompressed up to there, which is fast.
+    """The decompressed content from `offset` on. Compressed files are decompressed up to there.
 
     Reads start at multiples of the chunk size wherever the caller starts, so that damage ends the content at one place.
     """
-    codec = {"gz": "gzip", "zst": "zstd"}.get(path.rpartition(".")[2].lower())
+    codec = _codec(path)
     with store.open(path) as stream:
         if codec is None:
             stream.seek(offset)

@@ -1,7 +1,7 @@
 """Vector indexes: planned, trained once, built in shards anywhere, searched as one."""
 
 from remembrandt.databases.vectors.building import build_shard, train_index
-from remembrandt.databases.vectors.config import VectorConfig, VectorPlan
+from remembrandt.databases.vectors.config import Device, VectorConfig, VectorPlan
 from remembrandt.databases.vectors.exact import exact_search
 from remembrandt.databases.vectors.index import VectorIndex
 from remembrandt.databases.vectors.plan import plan_vectors
@@ -9,6 +9,7 @@ from remembrandt.databases.vectors.shards import ShardFile
 from remembrandt.databases.vectors.tuning import RecallReport, recall_at, tune
 
 __all__ = [
+    "Device",
     "RecallReport",
     "ShardFile",
     "VectorConfig",

@@ -25,7 +25,7 @@ class VectorConfig(Config):
         shard_rows: rows a shard; `auto` makes at most 64 shards, of at least 125,000 rows.
         train_rows: rows of the sample that centroids and codes are trained on.
         rerank: candidates fetched from the row store per requested result and scored exactly; 0 turns it off.
-        device: `auto` uses GPUs where FAISS sees them; `gpu` insists.
+        device: of training and building: `auto` uses GPUs where FAISS sees them; `gpu` insists. Searches are `auto`.
         seed: of every random choice in training.
     """
 

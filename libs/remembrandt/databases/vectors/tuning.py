@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from remembrandt.databases.hits import PAD_ID, Hits
 from remembrandt.databases.vectors.config import VectorPlan
+from remembrandt.databases.vectors.exact import TIE_MARGIN, Fetch
 from remembrandt.databases.vectors.factory import num_leaves, parse_factory
 
 CONFIDENCE = 1.645
@@ -67,7 +68,7 @@ def recall_at(found: Hits, truth: Hits, k: int) -> NDArray[np.float64]:
 
 
 def tune(
-    index: Tunable, queries_BD: NDArray[np.float32], truth: Hits, floor: float, k: int
+    index: Tunable, queries_BD: NDArray[np.float32], truth: Hits, floor: float, k: int, fetch: Fetch | None = None
 ) -> tuple[VectorPlan, RecallReport]:
     """Finds the least search effort whose recall@k reaches `floor` with 95 % confidence.
 
@@ -79,8 +80,10 @@ def tune(
         truth: their exact neighbours, at least `k` each.
         floor: least mean recall@k.
         k: results a query.
+        fetch: gives normalised embeddings: a row that scores as the last true neighbour does is as good. Where many
+            rows are equal, which of them are named true is arbitrary. None: ids alone are compared.
     """
-    bench = _Bench(index, queries_BD, truth, floor, k)
+    bench = _Bench(index, queries_BD, truth, floor, k, fetch)
     plan = _least_effort(bench, index.plan)
     while plan.rerank and not bench.reaches(plan) and plan.rerank < MAX_RERANK:
         plan = _least_effort(bench, replace(plan, rerank=2 * plan.rerank))
@@ -102,18 +105,47 @@ def tune(
 class _Bench:
     """Measures plans, each once."""
 
-    def __init__(self, index: Tunable, queries_BD: NDArray[np.float32], truth: Hits, floor: float, k: int) -> None:
+    def __init__(
+        self,
+        index: Tunable,
+        queries_BD: NDArray[np.float32],
+        truth: Hits,
+        floor: float,
+        k: int,
+        fetch: Fetch | None = None,
+    ) -> None:
         self._index, self._queries_BD, self._truth, self._floor, self._k = index, queries_BD, truth, floor, k
+        self._fetch = fetch
         self._known: dict[VectorPlan, tuple[float, float]] = {}
 
     def measure(self, plan: VectorPlan) -> tuple[float, float]:
         """Mean recall and its lower bound."""
         if plan not in self._known:
             found = self._index.with_plan(plan).search(self._queries_BD, self._k)
-            recalls = recall_at(found, self._truth, self._k)
+            recalls = recall_at(found, self._with_equals(found), self._k)
             error = float(recalls.std()) / max(len(recalls), 1) ** 0.5
             self._known[plan] = float(recalls.mean()), float(recalls.mean()) - CONFIDENCE * error
         return self._known[plan]
+
+    def _with_equals(self, found: Hits) -> Hits:
+        """The true neighbours, of which those that were missed are replaced by found rows of no lower score."""
+        truth = self._truth
+        if self._fetch is None:
+            return truth
+        found_BK, true_BK = found.ids[:, : self._k], truth.ids[:, : self._k].copy()
+        least_B = truth.scores[:, : self._k].min(axis=1, where=true_BK != PAD_ID, initial=np.inf)
+        others = [np.setdiff1d(own_K[own_K != PAD_ID], true_K) for own_K, true_K in zip(found_BK, true_BK, strict=True)]
+        rows_N = np.unique(np.concatenate(others)) if others else np.empty(0, np.int64)
+        if not len(rows_N):
+            return truth
+        vectors_ND = self._fetch(rows_N)
+        for number, own in enumerate(others):
+            scores = vectors_ND[np.searchsorted(rows_N, own)] @ self._queries_BD[number]
+            equal = own[scores >= least_B[number] - TIE_MARGIN]
+            missed = np.flatnonzero(~np.isin(true_BK[number], found_BK[number]) & (true_BK[number] != PAD_ID))
+            count = min(len(equal), len(missed))
+            true_BK[number, missed[:count]] = equal[:count]
+        return Hits(true_BK, truth.scores[:, : self._k])
 
     def reaches(self, plan: VectorPlan) -> bool:
         return self.measure(plan)[1] >= self._floor
