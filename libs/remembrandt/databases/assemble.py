@@ -16,10 +16,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from remembrandt.databases.bm25 import Bm25Config, Bm25Document, Bm25Info, ElasticsearchLoader, build_embedded
-from remembrandt.databases.hits import PAD_ID, Hits
+from remembrandt.databases.hits import PAD_ID, Hits, top_k
 from remembrandt.databases.manifest import TRAINED_INDEX, ShardInfo
 from remembrandt.databases.rows import commit_rows, open_rows, scan_embeddings, take_embeddings
-from remembrandt.databases.vectors import Device, VectorPlan, build_shard, exact_search, train_index
+from remembrandt.databases.vectors import Device, VectorPlan, build_shard, train_index
 from remembrandt.distributed import num_gpus, run_tasks
 from remembrandt.encoders.base import normalise
 from remembrandt.errors import SourceError
@@ -224,7 +224,7 @@ def _find_truth(
 
 
 class _ExactNeighbors:
-    """Keeps the `k` best rows of each query while vectors stream by."""
+    """Keeps the `k` best rows of each query while vectors stream by; which ones of equal rows is arbitrary."""
 
     def __init__(self, queries_QD: NDArray[np.float32], k: int, first: int) -> None:
         self._queries_QD, self._k, self._next = queries_QD, k, first
@@ -233,7 +233,12 @@ class _ExactNeighbors:
 
     def watch(self, vectors_ND: NDArray[np.float32]) -> NDArray[np.float32]:
         """Looks at the next rows, and gives them back."""
-        found = exact_search(self._queries_QD, [vectors_ND], self._k, self._next)
+        scores_QN = self._queries_QD @ vectors_ND.T
+        if scores_QN.shape[1] > self._k:
+            best = np.argpartition(scores_QN, -self._k, axis=1)[:, -self._k :]
+        else:
+            best = np.broadcast_to(np.arange(scores_QN.shape[1]), scores_QN.shape)
+        found = top_k(best.astype(np.int64) + self._next, np.take_along_axis(scores_QN, best, axis=1), self._k)
         self.hits = Hits.merge([self.hits, found], self._k)
         self._next += len(vectors_ND)
         return vectors_ND
