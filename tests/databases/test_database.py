@@ -123,7 +123,7 @@ def test_raw_embeddings_are_not_normalised(database: Database) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda d: d.search_ids([0], 320), r"k = 321 is not possible: .* has 320 rows"),
+        (lambda d: d.search_ids([0], 320), r"k = 320 is not possible: .* has 320 rows; ask for 1 to 319"),
         (lambda d: d.search_embeddings(np.zeros((1, 64)), 0), r"k = 0 is not possible"),
         (
             lambda d: d.search_embeddings(np.zeros((1, 65)), 1),

@@ -181,8 +181,8 @@ class Database:
 
     def search_ids(self, ids: Sequence[int], k: int, where: Filter | None = None) -> Hits:
         """The `k` nearest other rows of each row."""
-        self._check_k(k)
-        found = self.search_embeddings(self.embeddings(ids), min(k + 1, self.num_rows), where)
+        self._check_k(k, self.num_rows - 1)
+        found = self.search_embeddings(self.embeddings(ids), k + 1, where)
         own = found.ids == np.asarray(ids, dtype=np.int64)[:, None]
         return top_k(np.where(own, PAD_ID, found.ids), found.scores, k)
 
@@ -337,11 +337,11 @@ class Database:
             if column not in known:
                 raise SearchError(f"database '{self.name}' cannot be filtered by '{column}': {nearest(column, known)}")
 
-    def _check_k(self, k: int) -> None:
-        if not 1 <= k <= self.num_rows:
+    def _check_k(self, k: int, most: int | None = None) -> None:
+        most = self.num_rows if most is None else most
+        if not 1 <= k <= most:
             raise SearchError(
-                f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to "
-                f"{self.num_rows:,}"
+                f"k = {k} is not possible: database '{self.name}' has {self.num_rows:,} rows; ask for 1 to {most:,}"
             )
 
     def _check_ids(self, ids: ArrayLike) -> NDArray[np.int64]:
