@@ -1,10 +1,12 @@
 """Threads that compute without helpers."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import faiss
-import psutil
 import pytest
 import torch
 
@@ -38,19 +40,33 @@ def test_only_the_calling_thread_loses_its_helpers(two_threads: None) -> None:
     assert both() == (2, 2)
 
 
-def test_products_of_matrices_wake_no_helper(two_threads: None) -> None:
-    """MKL, which torch multiplies with on x86, keeps a number of its own. A helper lives as long as its thread."""
+MULTIPLYING = """
+from concurrent.futures import ThreadPoolExecutor
+import psutil, torch
+from remembrandt.threads import compute_alone
 
-    def woken(size: int) -> int:
-        before = threads()
-        torch.ones(size, size) @ torch.ones(size, size)
-        return len(threads() - before)
+def woken():
+    before = threads()
+    torch.ones(600, 600) @ torch.ones(600, 600)
+    return len(threads() - before)
 
-    def threads() -> set[int]:
-        """By number: one of an earlier pool may end meanwhile."""
-        return {thread.id for thread in psutil.Process().threads()}
+def threads():
+    return {thread.id for thread in psutil.Process().threads()}
 
-    with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(woken, 600).result() == 1
-    with ThreadPoolExecutor(1, initializer=compute_alone) as pool:
-        assert pool.submit(woken, 600).result() == 0
+torch.set_num_threads(2)
+for initializer in (None, compute_alone):
+    with ThreadPoolExecutor(1, initializer=initializer) as pool:
+        print(pool.submit(woken).result())
+"""
+
+
+def test_products_of_matrices_wake_no_helper() -> None:
+    """MKL, which torch multiplies with on x86, keeps a number of its own. A helper lives as long as its thread.
+
+    In a process of its own: what else a test session runs has threads that begin when they like.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    ended = subprocess.run(
+        [sys.executable, "-c", MULTIPLYING], env=environment, capture_output=True, text=True, check=True
+    )
+    assert ended.stdout.split() == ["1", "0"]

@@ -13,6 +13,7 @@ from tenacity import retry, retry_if_exception, stop_after_attempt
 from remembrandt.errors import RemembrandtError, ServiceError
 
 _IN_FLIGHT_PER_CPU = 2
+_TRIED = "\nFailed to apply UDF"
 _LATE = "timed out during startup"
 
 
@@ -114,6 +115,21 @@ def plain_error(error: BaseException) -> BaseException:
     return error
 
 
+def quiet_ray_data() -> None:
+    """Ray Data without bars and messages: a job's own progress line says it, and failures come as they were raised.
+
+    By default Ray Data puts another exception around what a function of ours raises, and the inner one is lost on its
+    way to the driver.
+    """
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
 def num_gpus() -> int:
     """GPUs of the cluster."""
     return int(ray.cluster_resources().get("GPU", 0))
@@ -125,7 +141,13 @@ def num_cpus() -> int:
 
 
 def _without_task(error: RemembrandtError) -> BaseException:
-    """Ray makes a class that is both a task error and the cause's class; its text is a whole traceback."""
-    if isinstance(error, RayTaskError):
-        return error.cause
-    return error
+    """Ray makes a class that is both a task error and the cause's class; its text is a whole traceback.
+
+    Ray Data writes into the cause how often it tried.
+    """
+    if not isinstance(error, RayTaskError):
+        return error
+    sentence, _, tried = str(error.cause).partition(_TRIED)
+    if tried:
+        error.cause.args = (sentence,)
+    return error.cause

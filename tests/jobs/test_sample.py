@@ -16,7 +16,7 @@ import yaml
 
 from remembrandt.configuration import parse_config
 from remembrandt.databases.database import Database
-from remembrandt.errors import ConfigError, RemembrandtError, VersionError
+from remembrandt.errors import ConfigError, RemembrandtError, SearchError, VersionError
 from remembrandt.generation import read_record
 from remembrandt.generation.claim import Claim
 from remembrandt.generation.job import CLAIM, SampleCascadeConfig, SampleConfig, sample_pictures
@@ -120,6 +120,14 @@ def test_a_cascade_needs_a_database_for_prompts_of_a_file(tmp_path: Path) -> Non
     config = SampleCascadeConfig(model="none", out=str(tmp_path), prompts=str(tmp_path / "prompts.txt"))
     with pytest.raises(ConfigError, match="name a `database`, or set num_neighbors: 0"):
         sample_pictures(config)
+
+
+def test_a_mistake_that_an_actor_finds_is_its_sentence(values: dict[str, Any], ray_cluster: RayCluster) -> None:
+    ray_cluster.connect()
+    (request,) = values["requests"]
+    values |= {"texts": [], "requests": [{**request, "strategy": {"name": "exemplars", "ids": [99_999]}}], "count": 0}
+    with pytest.raises(SearchError, match=r"^there is no row 99999: database 'drawings' has rows 0 to 319$"):
+        sample_pictures(parse_config(SampleConfig, values, "sample.yaml"))
 
 
 def test_a_folder_belongs_to_what_was_drawn_into_it(

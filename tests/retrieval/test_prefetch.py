@@ -65,8 +65,8 @@ def test_waiting_is_measured_and_is_nothing_where_retrieval_was_ready() -> None:
             release.wait(5)
 
     with Prefetcher(batches, retrieve, depth=2) as prefetcher:
-        threading.Timer(0.2, release.set).start()
-        assert next(prefetcher).wait_seconds >= 0.15
+        threading.Timer(0.5, release.set).start()
+        assert next(prefetcher).wait_seconds >= 0.2
         time.sleep(0.05)
         assert next(prefetcher).wait_seconds < 0.1
 

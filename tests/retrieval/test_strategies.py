@@ -22,7 +22,8 @@ def random_rows(seed: int, count: int) -> NDArray[np.float32]:
 
 
 def cosine_order(query: NDArray[np.float32], rows: NDArray[np.float32], excluded: set[int]) -> list[int]:
-    scores = [round(float(row @ query / np.linalg.norm(row) / np.linalg.norm(query)) * 1024) for row in rows]
+    wide, rows = query.astype(np.float64), rows.astype(np.float64)
+    scores = [round(float(row @ wide / np.linalg.norm(row) / np.linalg.norm(wide)) * 1024) for row in rows]
     return [n for _, n in sorted((-score, n) for n, score in enumerate(scores) if n not in excluded)]
 
 

@@ -32,6 +32,7 @@ from remembrandt.serving.config import parse_service  # noqa: E402
 from remembrandt.serving.http import create_app  # noqa: E402
 
 pytestmark = pytest.mark.ray
+expect.set_options(timeout=60_000)
 GALLERY = REPOSITORY / "services" / "gallery"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = [

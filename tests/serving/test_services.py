@@ -34,6 +34,7 @@ def test_a_database_is_asked_for_once_and_a_removed_one_is_gone_at_once(
         return find(tenant_id, name)
 
     monkeypatch.setattr(services.databases, "find", counting)
+    monkeypatch.setattr("remembrandt.serving.http.services.time.monotonic", lambda: 100.0)
     with pytest.raises(NotFoundError):
         asyncio.run(services.database(alice, "mine"))
     added = services.databases.add(alice, "mine", "/databases")

@@ -1,7 +1,9 @@
 """Builds as a person starts them, in processes of their own, so that any part can be killed."""
 
+import io
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
@@ -10,8 +12,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import psutil
 import yaml
@@ -23,6 +27,17 @@ from remembrandt.storage import ConflictError
 
 REPOSITORY = Path(__file__).parents[2]
 _MARK = "REMEMBRANDT_TEST_BUILD"
+
+
+def run_job_here(name: str, *arguments: str) -> tuple[int, str, str]:
+    """Runs `jobs/<name>.py` in this process, which has imported what takes seconds; exit code, stdout and stderr."""
+    out, err = io.StringIO(), io.StringIO()
+    with patch.object(sys, "argv", [f"jobs/{name}.py", *arguments]), redirect_stdout(out), redirect_stderr(err):
+        try:
+            runpy.run_path(str(REPOSITORY / "jobs" / f"{name}.py"), run_name="__main__")
+        except SystemExit as ended:
+            return int(ended.code or 0), out.getvalue(), err.getvalue()
+    return 0, out.getvalue(), err.getvalue()
 
 
 class JobProcess:
@@ -153,6 +168,8 @@ class Watcher:
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._thread.is_alive():
+            self.wrong.append("an error that nobody foresaw ended the watch")
         self._stop.set()
         self._thread.join(60)
 

@@ -7,8 +7,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from remembrandt.databases.hits import PAD_ID, Filter, Hits, Where, search_each
-from remembrandt.encoders.base import normalise
 from remembrandt.errors import SearchError
+
+
+def _unit(rows_ND: NDArray[Any]) -> NDArray[np.float64]:
+    """In double precision: beside a multiple of 2⁻¹⁰, how float32 was summed up would decide to which it is rounded."""
+    wide_ND = rows_ND.astype(np.float64)
+    return wide_ND / np.maximum(np.linalg.norm(wide_ND, axis=1, keepdims=True), 1e-12)
 
 
 class ExactSearcher:
@@ -40,7 +45,7 @@ class ExactSearcher:
             return search_each(where, k, lambda places, own: self.search_embeddings(queries[places], k, own))
         if not 1 <= k <= self.num_rows:
             raise SearchError(f"k = {k}")
-        scores_BN = np.round(normalise(np.asarray(queries_BD)) @ normalise(self._embeddings_ND).T * 1024) / 1024
+        scores_BN = np.round(_unit(np.asarray(queries_BD)) @ _unit(self._embeddings_ND).T * 1024) / 1024
         return self._sorted(scores_BN, k, where)
 
     def search_bm25(self, texts: Sequence[str], k: int, where: Where = None) -> Hits:

@@ -107,6 +107,6 @@ def test_a_failure_ends_the_run_where_neighbours_are_missing() -> None:
 
 
 def test_waiting_for_neighbours_is_told_apart() -> None:
-    fed = feed(Numbers(lambda _: time.sleep(0.05)))
-    assert fed[0].retrieval_wait_seconds > 0.04
-    assert sum(own.retrieval_wait_seconds for own in fed) > 10 * sum(own.data_wait_seconds for own in fed)
+    fed = feed(Numbers(lambda _: time.sleep(0.2)))
+    assert fed[0].retrieval_wait_seconds > 0.1
+    assert sum(own.retrieval_wait_seconds for own in fed) > 3 * sum(own.data_wait_seconds for own in fed)

@@ -33,7 +33,7 @@ def test_more_workers_than_this_machine_has_room_for_are_refused_and_a_cluster_s
         check_room(1, gpu=True)
     monkeypatch.setattr(run, "_ROOM_SECONDS", 10.0)
     check_room(1, gpu=False)
-    assert capfd.readouterr().err == ""
+    assert "loop.workers" not in capfd.readouterr().err
     monkeypatch.setattr(run, "_ROOM_SECONDS", 0.2)
     monkeypatch.setenv("RAY_ADDRESS", ray_cluster.environment["RAY_ADDRESS"])
     check_room(99, gpu=False)

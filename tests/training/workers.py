@@ -51,6 +51,7 @@ def _work(rank: int, runs: Runs, workers: int, port: int) -> None:
 
         def keep(folder: Path, step: int, kept: Path = kept) -> None:
             shutil.copytree(folder, kept / f"{step}", dirs_exist_ok=True)
+            shutil.rmtree(folder)
             dist.barrier()
 
         trainer = Trainer(job, objective, feed, torch.device("cpu"), rank, keep)

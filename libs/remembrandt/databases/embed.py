@@ -5,7 +5,6 @@ with its own blocks. Letters in names: N rows of a block, H W image, D embedding
 """
 
 import json
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +23,7 @@ from remembrandt.data.records import Source, SourceBlock, SourceRecord
 from remembrandt.data.sources.common import Exclusions, key_digests
 from remembrandt.databases.rows import content_digest, embedding_array, open_rows, row_schema, write_fragment
 from remembrandt.databases.workers import WorkersConfig
-from remembrandt.distributed import num_cpus, num_gpus, plain_error
+from remembrandt.distributed import num_cpus, num_gpus, plain_error, quiet_ray_data
 from remembrandt.encoders import EncoderConfig
 from remembrandt.encoders.base import PixelTransform
 from remembrandt.progress import Progress
@@ -107,7 +106,7 @@ def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) 
     progress = Progress("embed", estimated_records, "items", done=share * (len(job.blocks) - len(missing)))
     if not missing:
         return
-    _quiet_ray_data()
+    quiet_ray_data()
     blocks = ray.data.from_items([{"number": n} for n in missing], override_num_blocks=len(missing))
     read = blocks.map(ReadBlock(job), num_cpus=workers.task_cpus)
     if job.encoder is not None and job.pixel_transform is not None:
@@ -123,14 +122,6 @@ def embed_blocks(job: EmbedJob, workers: WorkersConfig, estimated_records: int) 
                 progress.advance(int(result["items"]))
         except Exception as error:
             raise plain_error(error) from error
-
-
-def _quiet_ray_data() -> None:
-    """Our own progress line says what its bars and messages would; failures still come as exceptions."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 def encoder_pool(workers: WorkersConfig, blocks: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from remembrandt.databases.neighbor_dataset import NO_BOX, Similarity, neighbors
 from remembrandt.databases.neighbor_search import ExclusionConfig, Identities, NeighborFinder, QueryBatch, SameConfig
 from remembrandt.databases.rows import embedding_array, open_rows, write_fragment
 from remembrandt.databases.workers import WorkersConfig
-from remembrandt.distributed import num_cpus, plain_error
+from remembrandt.distributed import num_cpus, plain_error, quiet_ray_data
 from remembrandt.progress import Progress
 from remembrandt.storage import Store
 from remembrandt.storage.ledger import FileRecord, Ledger, Marker
@@ -87,10 +87,8 @@ def search_blocks(job: SearchJob, workers: SearchWorkersConfig, num_queries: int
     done = num_queries - sum(_size(job, number) for number in missing)
     if not missing:
         return 0.0
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = False
+    quiet_ray_data()
+    ray.data.DataContext.get_current().execution_options.preserve_order = False
     numbers = ray.data.from_items([{"number": n} for n in missing], override_num_blocks=len(missing))
     read = numbers.map(ReadQueries(job), num_cpus=workers.task_cpus)
     if job.queries.encoder is not None:

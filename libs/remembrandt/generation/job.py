@@ -10,7 +10,6 @@ The stages of a cascade have actors of their own: while one block is in the seco
 
 import io
 import json
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +26,7 @@ from remembrandt.allocation import keep_freed_memory
 from remembrandt.configuration import Config
 from remembrandt.databases.manifest import digest
 from remembrandt.diffusion.samplers import SamplerConfig, make_solver
-from remembrandt.distributed import connect, num_cpus, num_gpus, plain_error
+from remembrandt.distributed import connect, num_cpus, num_gpus, plain_error, quiet_ray_data
 from remembrandt.errors import ConfigError, SearchError
 from remembrandt.generation.cascade import (
     CascadeRequest,
@@ -379,10 +378,7 @@ def _digest(config: SampleJob, requests: Sequence[Request]) -> str:
 def _draw(
     config: SampleJob, requests: Sequence[Request], blocks: Sequence[range], missing: Sequence[int], done: int
 ) -> None:
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    quiet_ray_data()
     gpus, stages = num_gpus(), config.num_stages
     size = max(1, (gpus or num_cpus() // 2) // stages) if config.samplers == "auto" else config.samplers
     items = [
