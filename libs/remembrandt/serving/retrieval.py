@@ -68,6 +68,12 @@ class Query:
         kinds = ("text", "image", "bm25", "row", "embedding")
         return next(name for name in kinds if getattr(self, name) is not None)
 
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Queries of equal group are one search. Embeddings of two lengths are no matrix, so theirs is a part of it."""
+        length = None if self.embedding is None else len(self.embedding)
+        return self.database.key, self.database.filter, self.kind, self.k, length
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -123,7 +129,7 @@ class Retrieval:
         groups: dict[Any, list[int]] = defaultdict(list)
         for place, query in enumerate(pinned):
             if not isinstance(query, RemembrandtError):
-                groups[(query.database.key, query.database.filter, query.kind, query.k)].append(place)
+                groups[query.group].append(place)
         answers: list[Rows | RemembrandtError | None] = [
             query if isinstance(query, RemembrandtError) else None for query in pinned
         ]
