@@ -146,6 +146,15 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
         raise UploadError("the archive holds no image")
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can name halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def stage(images: Iterator[UploadedImage], store: Store) -> tuple[int, int]:
     """Writes checked pictures where a build reads them; returns how many, and their bytes."""
     count = size = 0
@@ -232,10 +241,11 @@ def _check_metadata(data: bytes, name: str) -> None:
     if not data:
         return
     try:
-        if not isinstance(json.loads(data), dict):
+        values = json.loads(data)
+        if not isinstance(values, dict) or not is_unicode(json.dumps(values, ensure_ascii=False)):
             raise ValueError
     except (ValueError, RecursionError):
-        raise UploadError(f"'{name}' is not a JSON object") from None
+        raise UploadError(f"'{name}' is not a JSON object of UTF-8 text") from None
 
 
 def _too_many(config: UploadConfig) -> TooLargeError:

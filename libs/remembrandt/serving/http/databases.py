@@ -32,7 +32,7 @@ from remembrandt.serving.types import (
     VersionAnswer,
     VersionsAnswer,
 )
-from remembrandt.serving.uploads import UploadedImage, decode_base64, read_archive, read_files, stage
+from remembrandt.serving.uploads import UploadedImage, decode_base64, is_unicode, read_archive, read_files, stage
 from remembrandt.storage import open_store
 
 router = APIRouter(prefix="/v1/databases", tags=["databases"])
@@ -375,6 +375,8 @@ def _captions(text: str) -> list[str]:
         raise UploadError("captions are not a JSON list") from None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UploadError("captions must be a JSON list of texts")
+    if not all(is_unicode(value) for value in values):
+        raise UploadError("captions hold half of a surrogate pair: send UTF-8 text")
     return values
 
 

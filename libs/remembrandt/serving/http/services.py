@@ -13,7 +13,7 @@ from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 
-from remembrandt.errors import RemembrandtError
+from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import (
     Accounts,
@@ -193,6 +193,20 @@ async def services(request: Request) -> Services:
     return found
 
 
+async def no_nul(request: Request) -> None:
+    """Nothing is named by a text with a NUL in it, and PostgreSQL takes none.
+
+    Raises:
+        NotFoundError: the path has one.
+        ConfigError: the query has one.
+    """
+    if any("\0" in str(value) for value in request.path_params.values()):
+        raise NotFoundError("there is nothing of this name")
+    for name, value in request.query_params.multi_items():
+        if "\0" in name or "\0" in value:
+            raise ConfigError("a value of the query has a NUL character: leave it out")
+
+
 Served = Annotated[Services, Depends(services)]
 
 
@@ -206,7 +220,8 @@ def key_of(request: Request) -> str | None:
             user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             return None
-        return password or user or None
+        found = password or user
+        return found if found and "\0" not in found else None
     return None
 
 
