@@ -3,9 +3,11 @@
 import gzip
 import io
 import itertools
+import lzma
 import random
 import struct
 import tarfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -129,6 +131,40 @@ def malformed_archives() -> Iterator[tuple[str, bytes]]:
         yield f"gz cut at {share}", gzip.compress(whole)[: int(len(gzip.compress(whole)) * share)]
 
 
+def header(kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """A header of that kind, which says that `size` bytes of it follow."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(format=tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % 512)
+
+
+def pax(values: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    records = b""
+    for name, value in values.items():
+        body = f" {name}={value}\n".encode()
+        length = next(n for n in (len(body) + digits for digits in range(1, 5)) if len(str(n)) == n - len(body))
+        records += str(length).encode() + body
+    return header(kind, len(records), records)
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    """Small archives that would become large before any member of them is there."""
+    picture = archive({"a.png": encoded("PNG")})
+    zeros = b"\0" * 60_000_000
+    for kind in (b"x", b"g", b"L", b"K", b"X"):
+        for name, pack in (("gz", gzip.compress), ("xz", lzma.compress)):
+            if name == "gz" or kind == b"x":
+                yield f"header {kind!r} {name}", pack(header(kind, len(zeros)) + zeros)
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "a.png"}
+    numbers = b"10000000\n" + b"0\n" * 10_000_000
+    yield "sparse map", gzip.compress(pax(sparse) + header(tarfile.REGTYPE, len(numbers)) + numbers)
+    yield "sparse file", pax({**sparse, "GNU.sparse.realsize": "100000"}) + picture[:512] + b"0\n".ljust(512, b"\0")
+    yield "headers upon headers", pax({"comment": "x"}) * 400 + picture
+    yield "many members", header(tarfile.DIRTYPE, 0) * 300 + picture
+    yield "headers for all", pax({f"k{n}": "v" for n in range(200)}, tarfile.XGLTYPE) + picture
+    yield "odd sparse map", pax({"GNU.sparse.map": "a,b"}) + picture
+
+
 def _zip() -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
@@ -136,7 +172,7 @@ def _zip() -> bytes:
     return data.getvalue()
 
 
-IMAGES, ARCHIVES = dict(malformed_images()), dict(malformed_archives())
+IMAGES, ARCHIVES, BOMBS = dict(malformed_images()), dict(malformed_archives()), dict(bombs())
 
 
 def test_there_are_two_hundred_malformed_uploads() -> None:
@@ -165,12 +201,25 @@ def test_a_malformed_archive_is_refused_in_one_sentence(name: str) -> None:
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
+@pytest.mark.parametrize("name", BOMBS, ids=str)
+def test_an_archive_is_refused_before_it_fills_the_memory(name: str) -> None:
+    limits = LIMITS.model_copy(update={"max_unpacked_bytes": 1_000_000_000})
+    tracemalloc.start()
+    try:
+        with pytest.raises((UploadError, TooLargeError)) as refused:
+            list(read_archive(io.BytesIO(BOMBS[name]), limits))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 def test_an_archive_is_read_with_its_captions_and_metadata(tmp_path: Path) -> None:
     members = {
         "cats/a.png": encoded(), "cats/a.txt": b"eine Katze", "cats/a.json": b'{"style": "ink"}',
         "b.jpg": encoded("JPEG"), "b.png": encoded(seed=1),
     }  # fmt: skip
-    for kind in ("w", "w:gz", "w:xz"):
+    for kind in ("w", "w:gz", "w:bz2", "w:xz"):
         count, _ = stage(read_archive(io.BytesIO(archive(members, kind)), LIMITS), open_store(tmp_path / kind[2:]))
         assert count == 3
     files = sorted(path.name for path in (tmp_path / "gz").iterdir())
