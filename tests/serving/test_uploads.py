@@ -1,5 +1,6 @@
 """Two hundred malformed uploads, and addresses that a server must not fetch: each refused in one sentence."""
 
+import contextlib
 import gzip
 import io
 import itertools
@@ -21,7 +22,7 @@ from remembrandt.errors import RemembrandtError
 from remembrandt.serving.config import UploadConfig
 from remembrandt.serving.errors import TooLargeError, UploadError
 from remembrandt.serving.fetch import check_uri, fetch_image, is_public
-from remembrandt.serving.uploads import check_image, image_end, read_archive, read_files, stage
+from remembrandt.serving.uploads import UploadedImage, check_image, image_end, read_archive, read_files, stage
 from remembrandt.storage import open_store
 from tests.support.service import Client, Service
 
@@ -226,6 +227,22 @@ def test_an_archive_is_read_with_its_captions_and_metadata(tmp_path: Path) -> No
     assert files == ["b-2.png", "b.jpg", "cats_a.json", "cats_a.png", "cats_a.txt"]
 
 
+def test_all_images_of_an_upload_have_a_limit_together() -> None:
+    limits = LIMITS.model_copy(update={"max_pixels": 3 * 40 * 30})
+
+    def both(count: int) -> list[Iterator[UploadedImage]]:
+        files = [(f"{n}.png", io.BytesIO(encoded())) for n in range(count)]
+        return [
+            read_files(files, [], limits),
+            read_archive(io.BytesIO(archive({f"{n}.png": encoded() for n in range(count)})), limits),
+        ]
+
+    assert [len(list(images)) for images in both(3)] == [3, 3]
+    for images in both(4):
+        with pytest.raises(TooLargeError, match="pixels together"):
+            list(images)
+
+
 def test_names_of_files_are_made_plain_and_each_once() -> None:
     good = encoded()
     files = [(name, io.BytesIO(good)) for name in ("../../x.png", "x.png", "", "x.php", "ö ?.png", "a/b\\c.png")]
@@ -311,23 +328,32 @@ def test_urls_are_not_fetched_unless_the_service_says_so() -> None:
 def test_a_real_server_is_asked_at_the_address_that_was_checked(tmp_path: Path) -> None:
     """The address is public as far as the check knows; the connection goes to it and to no other."""
     import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     from remembrandt.serving import fetch
 
     hosts: list[str] = []
+    ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             hosts.append(self.headers["host"])
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(encoded() if "large" not in self.path else b"x" * 300_000)
+            if "slow" in self.path:
+                self.drip()
+            else:
+                self.wfile.write(encoded() if "large" not in self.path else b"x" * 300_000)
+
+        def drip(self) -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    self.wfile.write(b"x")
 
         def log_message(self, *_: Any) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     patch = pytest.MonkeyPatch()
     patch.setattr(fetch, "is_public", lambda address: True)
@@ -340,8 +366,12 @@ def test_a_real_server_is_asked_at_the_address_that_was_checked(tmp_path: Path) 
         assert hosts == ["example.test"]
         with pytest.raises(TooLargeError):
             fetch_image(url.replace("a.png", "large"), LIMITS, lambda host, port: ["127.0.0.1"])
+        hurried = LIMITS.model_copy(update={"fetch_timeout_seconds": 0.5})
+        with pytest.raises(UploadError, match=r"more than 0\.5 s"):
+            fetch_image(url.replace("a.png", "slow"), hurried, lambda host, port: ["127.0.0.1"])
     finally:
         patch.undo()
+        ended.set()
         server.shutdown()
 
 

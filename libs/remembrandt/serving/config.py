@@ -107,15 +107,22 @@ class UploadConfig(Config):
         max_request_bytes: of one request's body.
         max_image_bytes, decode: of one image.
         max_images: of one request, archives unpacked.
+        max_pixels: of all images of one request together: a picture of one colour is small until it is decoded.
         max_unpacked_bytes: of one archive.
+        threads: that look at uploads and fetch URLs, and as many that look at single pictures of searches.
+        max_concurrent: uploads and fetches of one tenant that an ingress replica works on at once; beyond it: 429.
         uri_prefixes: storage that databases may be built from by URI; none: no URIs.
         fetch_urls: whether image URLs are fetched, from public addresses only.
+        fetch_timeout_seconds: of one URL, with all that it redirects to.
     """
 
     max_request_bytes: int = Field(200_000_000, ge=1)
     max_image_bytes: int = Field(20_000_000, ge=1)
     max_images: int = Field(10_000, ge=1)
+    max_pixels: int = Field(2_000_000_000, ge=1)
     max_unpacked_bytes: int = Field(2_000_000_000, ge=1)
+    threads: int = Field(4, ge=1)
+    max_concurrent: int = Field(2, ge=1)
     decode: DecodeConfig = DecodeConfig(max_pixels=25_000_000, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
     uri_prefixes: tuple[str, ...] = ()
     fetch_urls: bool = False

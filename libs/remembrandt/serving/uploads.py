@@ -29,7 +29,7 @@ from remembrandt.storage import Store
 
 _COMPANIONS = ("txt", "json")
 _MAX_COMPANION, _MAX_COMPANIONS = 100_000, 100_000_000
-_MAX_HEADER, _MAX_GLOBALS = 1_000_000, 100
+_MAX_HEADER, _MAX_GLOBALS = 500_000, 100
 _MAX_XZ_MEMORY = 100_000_000
 # A picture, its caption, its metadata, and a folder of its own.
 _MEMBERS_AN_IMAGE = 4
@@ -108,18 +108,19 @@ def read_files(
     """Pictures that were sent one by one; `captions` one a picture, or none.
 
     Raises:
-        UploadError, TooLargeError: the first one that is not accepted.
+        UploadError, TooLargeError: the first one that is not accepted, or too many of them.
     """
     if captions and len(captions) != len(files):
         raise UploadError(f"{len(captions)} captions for {len(files)} images: send one a picture, or none")
     if len(files) > config.max_images:
         raise _too_many(config)
     taken: set[str] = set()
+    pixels = 0
     for number, (given, file) in enumerate(files):
         name = _safe_name(PurePosixPath(given.replace("\\", "/")).name or f"{number:06d}", taken)
         file.seek(0)
         data = file.read(config.max_image_bytes + 1)
-        check_image(data, config, f"'{name}'")
+        pixels = _together(pixels, check_image(data, config, f"'{name}'"), config)
         yield UploadedImage(name, data, captions[number] if captions else "")
 
 
@@ -128,7 +129,7 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
 
     Raises:
         UploadError: not a tar, a link or device, a name that leads out of it, a file that is not accepted.
-        TooLargeError: too many files or bytes.
+        TooLargeError: too many files, bytes or pixels.
     """
     companions: dict[str, bytes] = {}
     # Companions may come behind their picture, so they are read first; nothing else is kept in memory.
@@ -140,12 +141,12 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
                 f"the archive has more than {_MAX_COMPANIONS:,} bytes of captions and metadata: split it"
             )
     taken: set[str] = set()
-    count = 0
+    count = pixels = 0
     for path, data in _members(file, config, companions_only=False):
         count += 1
         if count > config.max_images:
             raise _too_many(config)
-        check_image(data, config, f"'{path}'")
+        pixels = _together(pixels, check_image(data, config, f"'{path}'"), config)
         stem = path.rpartition(".")[0]
         text = _text(companions.get(f"{stem}.txt", b""), f"{stem}.txt")
         metadata = companions.get(f"{stem}.json", b"")
@@ -313,6 +314,14 @@ def _check_metadata(data: bytes, name: str) -> None:
             raise ValueError
     except (ValueError, RecursionError):
         raise UploadError(f"'{name}' is not a JSON object of UTF-8 text") from None
+
+
+def _together(pixels: int, image: Image.Image, config: UploadConfig) -> int:
+    """The pixels of an upload, with those of one more image."""
+    pixels += image.width * image.height
+    if pixels > config.max_pixels:
+        raise TooLargeError(f"the images have more than {config.max_pixels:,} pixels together: send them in several")
+    return pixels
 
 
 def _too_many(config: UploadConfig) -> TooLargeError:

@@ -61,6 +61,7 @@ def create_app(config: ServiceConfig, backend: Backend, accounts: Accounts, gall
         sweeping = asyncio.create_task(_sweep(served))
         yield
         sweeping.cancel()
+        served.close()
 
     app = FastAPI(
         title="Remembrandt",

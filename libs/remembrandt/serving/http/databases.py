@@ -90,7 +90,7 @@ async def upload_database(
     captions: Captions = "[]",
 ) -> JobAnswer:
     """A database of pictures that are sent with the request. Nothing is kept unless all of them are accepted."""
-    staged = await asyncio.to_thread(_stage, served, caller, images, archive, captions)
+    staged = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
     try:
         entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, name, _root(served, caller))
     except ConflictError:
@@ -125,7 +125,9 @@ async def search(database: Name, body: SearchBody, served: Served, caller: Reade
     """Rows nearest to a text, a picture or another row, or whose captions match best by BM25."""
     entry = await served.database(caller.tenant_id, database)
     await served.check_rows(entry, [] if body.row is None else [body.row])
-    image = None if body.image is None else await asyncio.to_thread(decode_base64, body.image, served.config.uploads)
+    image = None
+    if body.image is not None:
+        image = await served.pictures.run(caller.tenant_id, decode_base64, body.image, served.config.uploads)
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
     embedding = None if body.embedding is None else tuple(body.embedding)
     query = SearchQuery(ref, body.k, body.text, image, body.bm25, body.row, embedding)
@@ -161,7 +163,7 @@ async def add_rows(
 ) -> JobAnswer:
     """Adds pictures: a new version is built from the live one, and published."""
     entry = await _built(served, caller, database)
-    source, count, size = await asyncio.to_thread(_stage, served, caller, images, archive, captions)
+    source, count, size = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
     append = await _has_version(entry)
     return await _build(served, caller, entry, "add", {"source": source, "staged": True, "append": append}, count, size)
 

@@ -29,6 +29,7 @@ from remembrandt.serving.accounts import (
 from remembrandt.serving.backend import Backend
 from remembrandt.serving.config import ServiceConfig
 from remembrandt.serving.errors import NotFoundError
+from remembrandt.serving.http.intake import Intake
 from remembrandt.serving.models import ServedModel, served_models
 from remembrandt.serving.provenance import Provenance
 from remembrandt.serving.signing import Signer
@@ -56,8 +57,15 @@ class Services:
         self.config, self.backend, self.accounts = config, backend, accounts
         self.keys, self.databases = Keys(accounts), TenantDatabases(accounts)
         self.quotas, self.rates = Quotas(accounts), RateLimits(accounts)
+        self.uploads = Intake("uploads", config.uploads.threads, config.uploads.max_concurrent)
+        self.pictures = Intake("pictures", config.uploads.threads)
         self._principals: RecentlyFound[bytes, Principal] = RecentlyFound(_KEY_SECONDS)
         self._entries: RecentlyFound[tuple[str, str, int], DatabaseEntry] = RecentlyFound(_DATABASE_SECONDS)
+
+    def close(self) -> None:
+        """Ends threads."""
+        self.uploads.close()
+        self.pictures.close()
 
     @cached_property
     def signer(self) -> Signer:
