@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from remembrandt.generation.requests import DatabaseRef
+    from remembrandt.serving.backend import BuildFate
     from remembrandt.serving.retrieval import DatabaseFacts
     from tests.support.service import Service
 
@@ -21,7 +22,7 @@ class QuietBackend:
 
     Attributes:
         builds: that it was told to start; `refuses` raised instead, where it is set.
-        failed: builds that have ended without saying so.
+        fate: of every build.
         asked: parts of databases that it was asked about.
         facts: what it says of each of them.
     """
@@ -29,7 +30,7 @@ class QuietBackend:
     def __init__(self) -> None:
         self.builds: list[str] = []
         self.refuses: Exception | None = None
-        self.failed: set[str] = set()
+        self.fate: BuildFate = "under way"
         self.asked: list[DatabaseRef] = []
         self.facts: DatabaseFacts | None = None
         self.retrieval: Any = SimpleNamespace(facts=self._facts)
@@ -39,8 +40,8 @@ class QuietBackend:
             raise self.refuses
         self.builds.append(job_id)
 
-    async def build_failed(self, job_id: str) -> bool:
-        return job_id in self.failed
+    async def build_fate(self, job_id: str) -> "BuildFate":
+        return self.fate
 
     async def ready(self) -> bool:
         return True

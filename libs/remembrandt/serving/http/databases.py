@@ -13,6 +13,7 @@ from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.maintenance import publish_version, rollback_version
 from remembrandt.errors import VersionError
 from remembrandt.serving.accounts import DatabaseEntry, JobEntry
+from remembrandt.serving.accounts.sql import now
 from remembrandt.serving.building import remove_staged
 from remembrandt.serving.errors import ConflictError, NotFoundError, UploadError
 from remembrandt.serving.fetch import check_uri
@@ -44,6 +45,8 @@ NewName = Annotated[str, Form(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 RowId = Annotated[int, Path(ge=0, le=2**62)]
 # An index takes less than this beside the pictures themselves; what it took is settled when it is built.
 _INDEX_BYTES_A_ROW = 4_096
+_START_SECONDS = 60
+"""In which a build that is on record has been started."""
 
 
 @router.get("")
@@ -339,7 +342,7 @@ async def _build(
 
 async def _reconciled(served: Services, job: JobEntry) -> JobEntry:
     """A build that was killed cannot say so itself."""
-    if job.state in ("queued", "running") and await served.backend.build_failed(job.id):
+    if job.state in ("queued", "running") and await _has_ended(served, job):
         message = "the build ended before it was done: send it again"
         await asyncio.to_thread(served.databases.fail_job, job.id, message)
         await asyncio.to_thread(remove_staged, job.spec)
@@ -347,6 +350,12 @@ async def _reconciled(served: Services, job: JobEntry) -> JobEntry:
         assert found is not None
         return found
     return job
+
+
+async def _has_ended(served: Services, job: JobEntry) -> bool:
+    fate = await served.backend.build_fate(job.id)
+    # What is on record for a moment only may be about to start.
+    return fate == "ended" or (fate == "unknown" and (now() - job.created_at).total_seconds() > _START_SECONDS)
 
 
 def _stage(
