@@ -215,12 +215,12 @@ class DatabasesAnswer(Answer):
 
 
 class VersionAnswer(Answer):
-    """A finished version."""
+    """A finished version; `rows` and `bytes` are null where only a part of it may be seen."""
 
     id: str
     live: bool
-    rows: int
-    bytes: int
+    rows: int | None
+    bytes: int | None
     created_at: str
 
 

@@ -22,8 +22,8 @@ router = APIRouter(tags=["clip-retrieval"], strict_content_type=False)
 @router.post("/indices-list")
 async def indices(served: Served, caller: Reader) -> list[str]:
     """Names of the databases that you may read."""
-    own = await asyncio.to_thread(served.databases.all, caller.tenant_id)
-    return [entry.name for entry in (*served.shared_entries(), *own)]
+    own = await asyncio.to_thread(served.own_entries, caller.tenant_id)
+    return [entry.name for entry in (*served.shared_entries(), *(entry for entry, is_there in own if is_there))]
 
 
 @router.post("/knn-service", response_model=list[dict[str, Any]])

@@ -52,9 +52,9 @@ _START_SECONDS = 60
 @router.get("")
 async def list_databases(served: Served, caller: Reader) -> DatabasesAnswer:
     """Databases that you may read: shared ones, then your own."""
-    own = await asyncio.to_thread(served.databases.all, caller.tenant_id)
-    entries = [*served.shared_entries(), *own]
-    return DatabasesAnswer(data=list(await asyncio.gather(*(_describe(served, entry) for entry in entries))))
+    own = await asyncio.to_thread(served.own_entries, caller.tenant_id)
+    entries = [*((entry, True) for entry in served.shared_entries()), *own]
+    return DatabasesAnswer(data=list(await asyncio.gather(*(_describe(served, *entry) for entry in entries))))
 
 
 @router.post("", status_code=201)
@@ -115,7 +115,9 @@ async def show_database(database: Name, served: Served, caller: Reader) -> Datab
 @router.delete("/{database}", status_code=204)
 async def delete_database(database: Name, served: Served, caller: Writer) -> Response:
     """Removes a database of yours, all versions; of a view, the view alone."""
-    entry = await _own(served, caller, database)
+    entry = await asyncio.to_thread(served.databases.find, caller.tenant_id, database)  # also a view of what is gone
+    if entry is None:
+        entry = await _own(served, caller, database)
     await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
     if entry.view_of is None:
         await asyncio.to_thread(open_store(entry.uri.rpartition("/")[0]).delete_tree, "")
@@ -206,7 +208,7 @@ async def show_job(
 
 @router.get("/{database}/versions")
 async def list_versions(database: Name, served: Served, caller: Reader) -> VersionsAnswer:
-    """Finished versions, oldest first."""
+    """Finished versions, oldest first. Of a part of a database, how many rows they have is not said."""
     entry = await served.database(caller.tenant_id, database)
 
     def read() -> list[VersionAnswer]:
@@ -218,8 +220,8 @@ async def list_versions(database: Name, served: Served, caller: Reader) -> Versi
             VersionAnswer(
                 id=own.version,
                 live=own.version == live,
-                rows=own.rows,
-                bytes=own.total_bytes,
+                rows=None if entry.where else own.rows,
+                bytes=None if entry.where else own.total_bytes,
                 created_at=str(own.created_at),
             )
             for own in found
@@ -292,7 +294,7 @@ async def _has_version(entry: DatabaseEntry) -> bool:
     return await asyncio.to_thread(Catalog.open(entry.uri).pointer) is not None
 
 
-async def _describe(served: Services, entry: DatabaseEntry) -> DatabaseAnswer:
+async def _describe(served: Services, entry: DatabaseEntry, is_there: bool = True) -> DatabaseAnswer:
     where = {column: list(values) for column, values in entry.where.items()}
     common = {
         "id": entry.id,
@@ -303,8 +305,10 @@ async def _describe(served: Services, entry: DatabaseEntry) -> DatabaseAnswer:
         "created_at": None if entry.created_at is None else entry.created_at.isoformat(),
     }
     try:
-        facts = await served.backend.retrieval.facts(ref_of(entry))
+        facts = await served.backend.retrieval.facts(ref_of(entry)) if is_there else None
     except VersionError:
+        facts = None
+    if facts is None:
         return DatabaseAnswer(version=None, rows=0, bytes=0, **common)
     return DatabaseAnswer(
         version=facts.version,
