@@ -77,3 +77,11 @@ def test_metadata_and_names_in_an_archive_that_are_no_unicode_are_refused(alice:
         archive = [("archive", ("a.tar", tar(members), "application/x-tar"))]
         answer = alice.post("/v1/databases/upload", data={"name": "a"}, files=archive)
         assert answer.status_code == 400, answer.text
+
+
+def test_more_steps_than_a_model_may_take_are_refused(quiet: Quiet) -> None:
+    models = {"rdm-small": {"kind": "rdm", "model": "rdm-small", "max_steps": 30}}
+    alice = quiet(models=models, shared={"emoji": "/shared/emoji"}).tenant("alice")
+    answer = alice.paint(steps=31)
+    assert answer.status_code == 400 and "ask for 30 at most" in answer.text
+    assert alice.get("/v1/models").json()["data"][0]["max_steps"] == 30

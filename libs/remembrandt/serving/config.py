@@ -70,6 +70,7 @@ class ModelConfig(Config):
     Attributes:
         model: folder of a finished model, or the name of a shipped one.
         steps: network evaluations of each stage, where a request says nothing.
+        max_steps: that a request may ask for.
         max_batch: pictures that are drawn together.
         batch_wait_seconds: how long an idle sampler waits for more of them: worth it on a GPU, where one picture
             takes as long as many.
@@ -81,12 +82,19 @@ class ModelConfig(Config):
     kind: Literal["rdm", "reimagen"]
     model: str
     steps: int = Field(25, ge=1)
+    max_steps: int = Field(256, ge=1)
     max_batch: int = Field(32, ge=1)
     batch_wait_seconds: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: int = Field(1, ge=1)
     replicas: ReplicasConfig | None = ReplicasConfig()
+
+    @model_validator(mode="after")
+    def _own_steps_are_allowed(self) -> "ModelConfig":
+        if self.steps > self.max_steps:
+            raise ValueError(f"steps {self.steps} must not exceed max_steps {self.max_steps}")
+        return self
 
 
 class SharedConfig(Config):

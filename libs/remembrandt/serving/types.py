@@ -342,6 +342,7 @@ class ModelAnswer(Answer):
     num_neighbors: int
     strategies: list[str]
     default_steps: int
+    max_steps: int
     guidance: list[str]
 
 

@@ -69,6 +69,7 @@ async def list_models(served: Served, caller: Maker) -> ModelsAnswer:
                 num_neighbors=model.num_neighbors,
                 strategies=list(model.strategies),
                 default_steps=model.config.steps,
+                max_steps=model.config.max_steps,
                 guidance=list(model.guidance),
             )
             for model in served.models.values()
