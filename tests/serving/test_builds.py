@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from ray.dashboard.modules.job.common import JobStatus
 
-from remembrandt.serving import deployments
+from remembrandt.errors import ServiceError, SourceError
+from remembrandt.serving import building, deployments
+from remembrandt.serving.accounts import TenantDatabases, Tenants
 from remembrandt.serving.accounts.sql import now
 from remembrandt.serving.accounts.tables import JobRow
 from remembrandt.serving.deployments import ServeBackend
-from tests.serving.test_mistakes import files
+from remembrandt.serving.errors import TooManyRequestsError
+from remembrandt.serving.retrieval import DatabaseFacts
+from tests.serving.test_mistakes import files, png
 from tests.support.service import Client, Service
 
 Quiet = Callable[..., Service]
@@ -79,3 +83,76 @@ def test_only_what_the_job_server_says_of_a_build_counts(
     monkeypatch.setattr(deployments, "_jobs", Jobs)
     backend = ServeBackend.__new__(ServeBackend)
     assert asyncio.run(backend.build_fate("job_1")) == fate
+
+
+def used(service: Service, name: str = "alice") -> tuple[int, int]:
+    tenant = Tenants(service.accounts).find(name)
+    return tenant.used_rows, tenant.used_bytes
+
+
+def folder_of(tmp_path: Path, count: int) -> str:
+    (tmp_path / "source").mkdir()
+    for number in range(count):
+        (tmp_path / "source" / f"{number}.png").write_bytes(png())
+    return str(tmp_path / "source")
+
+
+def test_a_build_from_a_uri_takes_what_it_finds_there_from_the_quota(
+    quiet: Quiet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = folder_of(tmp_path, 8)
+    service: Any = quiet(uploads={"uri_prefixes": [str(tmp_path)]})
+    alice = service.tenant("alice", max_rows=10)
+    reserved: list[tuple[int, int]] = []
+
+    def build(config: Any) -> None:
+        reserved.append(used(service))
+        raise SourceError("no")
+
+    monkeypatch.setattr(building, "build_database", build)
+    for name, rows in (("mine", 8), ("again", 8)):
+        assert alice.post("/v1/databases", json={"name": name, "uri": uri}).status_code == 201
+        assert used(service)[0] == 1
+        with pytest.raises(SourceError):
+            building.run(service.backend.builds[-1], service.config)
+        assert reserved[-1][0] == rows and reserved[-1][1] > 8 * len(png()), "it is held while the build runs"
+        assert used(service) == (0, 0), "and given back when it fails"
+
+    monkeypatch.setattr(building, "build_database", lambda config: pytest.fail("it began"))
+    Tenants(service.accounts).change("alice", max_rows=7)
+    alice.post("/v1/databases", json={"name": "more", "uri": uri})
+    with pytest.raises(TooManyRequestsError, match="quota"):
+        building.run(service.backend.builds[-1], service.config)
+    (job,) = alice.get("/v1/databases/more/jobs").json()
+    assert job["state"] == "failed" and "8 rows" in job["message"]
+
+
+def test_a_tenant_that_has_all_of_its_rows_gets_no_build_from_a_uri(quiet: Quiet, tmp_path: Path) -> None:
+    service = quiet(uploads={"uri_prefixes": [str(tmp_path)]})
+    alice, body = service.tenant("alice", max_rows=0), {"name": "mine", "uri": folder_of(tmp_path, 1)}
+    assert [alice.post("/v1/databases", json=body).status_code for _ in range(2)] == [429, 429]
+
+
+def test_a_version_without_some_rows_takes_the_space_of_the_live_one(quiet: Quiet) -> None:
+    service: Any = quiet()
+    alice = service.tenant("alice", max_bytes=100_000)
+    upload(alice)
+    TenantDatabases(service.accounts).finish_job(service.backend.builds[-1], "v1", 5, 60_000)
+    service.backend.facts = DatabaseFacts("v1", 5, 60_000, (), False, False, None)
+    answer = alice.post("/v1/databases/mine/rows/delete", json={"ids": [0]})
+    assert answer.status_code == 429 and "60,000 bytes" in answer.text
+    Tenants(service.accounts).change("alice", max_bytes=120_000)
+    assert alice.post("/v1/databases/mine/rows/delete", json={"ids": [0]}).status_code == 202
+    assert used(service) == (5, 120_000)
+
+
+@pytest.mark.parametrize("by", ["upload", "uri"])
+def test_a_build_that_cannot_be_submitted_leaves_its_name_free(quiet: Quiet, tmp_path: Path, by: str) -> None:
+    service: Any = quiet(uploads={"uri_prefixes": [str(tmp_path)]})
+    alice = service.tenant("alice")
+    body = {"name": "mine", "uri": folder_of(tmp_path, 1)}
+    service.backend.refuses = ServiceError("the job server is away")
+    answers = [alice.post("/v1/databases", json=body) if by == "uri" else upload(alice) for _ in range(2)]
+    assert [answer.status_code for answer in answers] == [503, 503]
+    assert used(service) == (0, 0) and not staged(service)
+    assert alice.get("/v1/databases").json()["data"] == []

@@ -14,7 +14,7 @@ from remembrandt.databases.maintenance import publish_version, rollback_version
 from remembrandt.errors import VersionError
 from remembrandt.serving.accounts import DatabaseEntry, JobEntry
 from remembrandt.serving.accounts.sql import now
-from remembrandt.serving.building import remove_staged
+from remembrandt.serving.building import INDEX_BYTES_A_ROW, remove_staged
 from remembrandt.serving.errors import ConflictError, NotFoundError, UploadError
 from remembrandt.serving.fetch import check_uri
 from remembrandt.serving.http.images import neighbor_answer
@@ -43,8 +43,6 @@ Archive = Annotated[UploadFile | None, File(description="a tar of pictures, with
 Captions = Annotated[str, Form(max_length=10_000_000, description="JSON list of one caption a picture")]
 NewName = Annotated[str, Form(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 RowId = Annotated[int, Path(ge=0, le=2**62)]
-# An index takes less than this beside the pictures themselves; what it took is settled when it is built.
-_INDEX_BYTES_A_ROW = 4_096
 _START_SECONDS = 60
 """In which a build that is on record has been started."""
 
@@ -79,7 +77,12 @@ async def create_database(body: CreateDatabaseBody, served: Served, caller: Writ
         return await _describe(served, entry)
     uri = check_uri(body.uri or "", served.config.uploads.uri_prefixes)
     entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, body.name, _root(served, caller))
-    await _build(served, caller, entry, "create", {"source": uri}, 0, 0)
+    # A row at least; the build reserves the others when it has listed them, which may take long.
+    try:
+        await _build(served, caller, entry, "create", {"source": uri}, 1, 0)
+    except Exception:
+        await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
+        raise
     return await _describe(served, entry)
 
 
@@ -168,9 +171,10 @@ async def add_rows(
 ) -> JobAnswer:
     """Adds pictures: a new version is built from the live one, and published."""
     entry = await _built(served, caller, database)
+    live_bytes = await asyncio.to_thread(_live_bytes, entry)
     source, count, size = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
-    append = await _has_version(entry)
-    return await _build(served, caller, entry, "add", {"source": source, "staged": True, "append": append}, count, size)
+    spec = {"source": source, "staged": True, "append": live_bytes is not None}
+    return await _build(served, caller, entry, "add", spec, count, size + (live_bytes or 0))
 
 
 @router.post("/{database}/rows/delete", status_code=202)
@@ -183,7 +187,8 @@ async def delete_rows(database: Name, body: DeleteRowsBody, served: Served, call
         raise NotFoundError(f"there is no row {ids[-1]}: this database has rows 0 to {facts.rows - 1:,}")
     if len(ids) == facts.rows:
         raise ConflictError("this would leave no row: delete the database instead")
-    return await _build(served, caller, entry, "delete", {"exclude_ids": ids, "append": True}, 0, 0)
+    spec = {"exclude_ids": ids, "append": True}
+    return await _build(served, caller, entry, "delete", spec, 0, facts.bytes)
 
 
 @router.get("/{database}/jobs")
@@ -290,8 +295,11 @@ async def _known_version(catalog: Catalog, version: str) -> None:
         raise NotFoundError(f"there is no version '{version}'")
 
 
-async def _has_version(entry: DatabaseEntry) -> bool:
-    return await asyncio.to_thread(Catalog.open(entry.uri).pointer) is not None
+def _live_bytes(entry: DatabaseEntry) -> int | None:
+    """Of the live version, which a new one takes once more; None: there is none yet."""
+    catalog = Catalog.open(entry.uri)
+    pointer = catalog.pointer()
+    return None if pointer is None else catalog.manifest(pointer.version).total_bytes
 
 
 async def _describe(served: Services, entry: DatabaseEntry, is_there: bool = True) -> DatabaseAnswer:
@@ -326,7 +334,7 @@ async def _build(
 ) -> JobAnswer:
     """Puts a build on record and starts it; what was staged for it goes if it cannot start."""
     whole = {**spec, "uri": entry.uri}
-    reserved = size + rows * _INDEX_BYTES_A_ROW
+    reserved = size + rows * INDEX_BYTES_A_ROW
     try:
         job = await asyncio.to_thread(
             served.databases.start_job, caller.tenant_id, entry.id, kind, whole, rows, reserved
