@@ -1,7 +1,7 @@
 """Builds of tenants' databases: when they count as failed, and what is left of those that could not start."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from ray.dashboard.modules.job.common import JobStatus
 
-from remembrandt.errors import ServiceError, SourceError
+from remembrandt.errors import ServiceError, SourceError, StorageError
 from remembrandt.serving import building, deployments
 from remembrandt.serving.accounts import TenantDatabases, Tenants
 from remembrandt.serving.accounts.sql import now
@@ -17,6 +17,8 @@ from remembrandt.serving.accounts.tables import JobRow
 from remembrandt.serving.deployments import ServeBackend
 from remembrandt.serving.errors import TooManyRequestsError
 from remembrandt.serving.retrieval import DatabaseFacts
+from remembrandt.serving.uploads import UploadedImage
+from remembrandt.storage import Store
 from tests.serving.test_mistakes import files, png
 from tests.support.service import Client, Service
 
@@ -156,3 +158,15 @@ def test_a_build_that_cannot_be_submitted_leaves_its_name_free(quiet: Quiet, tmp
     assert [answer.status_code for answer in answers] == [503, 503]
     assert used(service) == (0, 0) and not staged(service)
     assert alice.get("/v1/databases").json()["data"] == []
+
+
+def test_an_upload_that_cannot_be_written_whole_is_removed(quiet: Quiet, monkeypatch: pytest.MonkeyPatch) -> None:
+    service = quiet()
+
+    def stage(images: Iterator[UploadedImage], store: Store) -> tuple[int, int]:
+        store.write("first.png", next(images).data)
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("remembrandt.serving.http.databases.stage", stage)
+    assert upload(service.tenant("alice")).status_code == 503
+    assert not staged(service)

@@ -251,6 +251,13 @@ def test_names_of_files_are_made_plain_and_each_once() -> None:
     assert all("/" not in name and "\\" not in name and name.endswith(".png") for name in names)
 
 
+def test_long_names_of_any_script_can_be_files(tmp_path: Path) -> None:
+    names = ["画" * 300 + ".png", "画" * 300 + ".jpg", "🐦" * 90, "a" * 300 + ".png"]
+    images = read_files([(name, io.BytesIO(encoded())) for name in names], [str(n) for n in range(4)], LIMITS)
+    assert stage(images, open_store(tmp_path))[0] == 4
+    assert len(list(tmp_path.glob("*.txt"))) == 4
+
+
 @pytest.mark.ray
 def test_nothing_of_a_refused_upload_is_kept(service: Service, tenants: tuple[Client, Client]) -> None:
     alice = tenants[0]

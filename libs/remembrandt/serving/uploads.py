@@ -33,7 +33,7 @@ _MAX_HEADER, _MAX_GLOBALS = 500_000, 100
 _MAX_XZ_MEMORY = 100_000_000
 # A picture, its caption, its metadata, and a folder of its own.
 _MEMBERS_AN_IMAGE = 4
-_MAX_NAME, _MAX_PATH = 200, 1_000
+_MAX_NAME, _MAX_PATH = 180, 1_000
 _CHUNK = 1 << 20
 ResultT = TypeVar("ResultT")
 
@@ -288,7 +288,9 @@ def _safe_name(name: str, taken: set[str]) -> str:
     stem, _, extension = name.rpartition(".")
     if extension.lower() not in IMAGE_EXTENSIONS:
         stem, extension = name, "png"  # a name says nothing of the content, which is checked by itself
-    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in stem)[:_MAX_NAME].strip() or "image"
+    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in stem)
+    # File systems count bytes, of which a character has up to four.
+    plain = plain.encode()[:_MAX_NAME].decode(errors="ignore").strip() or "image"
     found, number = f"{plain}.{extension.lower()}", 1
     # Companions go by the stem, so that a.png and a.jpg would share theirs.
     while found.rpartition(".")[0] in taken:

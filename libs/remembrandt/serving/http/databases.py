@@ -99,7 +99,7 @@ async def upload_database(
     staged = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
     try:
         entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, name, _root(served, caller))
-    except ConflictError:
+    except Exception:
         await asyncio.to_thread(open_store(staged[0]).delete_tree, "")
         raise
     try:
@@ -387,7 +387,12 @@ def _stage(
     for _ in read():
         pass
     place = f"{served.config.storage.rstrip('/')}/uploads/{caller.tenant_id}/{secrets.token_hex(10)}"
-    count, size = stage(read(), open_store(place))
+    store = open_store(place)
+    try:
+        count, size = stage(read(), store)
+    except BaseException:
+        store.delete_tree("")
+        raise
     return place, count, size
 
 
