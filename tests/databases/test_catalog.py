@@ -98,3 +98,16 @@ def test_a_newer_schema_asks_for_an_upgrade(catalog: Catalog) -> None:
     catalog.version_store("future").write(MANIFEST, encode_document(manifest("future", schema_version=99)))
     with pytest.raises(VersionError, match=r"schema version 99, and this Remembrandt reads up to 1: upgrade"):
         catalog.manifest("future")
+
+
+@pytest.mark.parametrize(
+    "version", ["", ".", "..", "./one", "../versions/one", "/etc", "one/", "one\0", "eins zwei", "ö"]
+)
+def test_what_is_not_the_name_of_a_version_is_not_looked_for(catalog: Catalog, version: str) -> None:
+    with pytest.raises(VersionError, match="not the name of a version"):
+        catalog.manifest(version)
+
+
+def test_a_folder_beside_the_versions_is_none_of_them(catalog: Catalog) -> None:
+    catalog.store.write("versions/lost+found/x", b"x")
+    assert catalog.versions() == ["one", "two", "three"]
