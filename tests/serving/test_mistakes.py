@@ -85,3 +85,12 @@ def test_more_steps_than_a_model_may_take_are_refused(quiet: Quiet) -> None:
     answer = alice.paint(steps=31)
     assert answer.status_code == 400 and "ask for 30 at most" in answer.text
     assert alice.get("/v1/models").json()["data"][0]["max_steps"] == 30
+
+
+def test_an_upload_may_be_as_large_as_the_service_says(quiet: Quiet) -> None:
+    alice = quiet(uploads={"max_images": 1200}).tenant("alice")
+    captions = json.dumps(["x" * 1000] * 1200)
+    many = alice.post("/v1/databases/upload", data={"name": "many", "captions": captions}, files=files(1200))
+    assert many.status_code == 202, many.text
+    more = alice.post("/v1/databases/upload", data={"name": "more"}, files=files(1201))
+    assert more.status_code == 413 and "more than 1,200 images" in more.text

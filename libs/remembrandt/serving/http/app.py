@@ -70,6 +70,8 @@ def create_app(config: ServiceConfig, backend: Backend, accounts: Accounts, gall
         lifespan=lifespan,
         responses=_ERRORS,
         dependencies=[Depends(no_nul)],
+        # Starlette's own limits would come before ours. One file more, so that ours say what is wrong.
+        form_limits={"max_files": config.uploads.max_images + 1, "max_part_size": config.uploads.max_request_bytes},
         openapi_tags=[{"name": name} for name in ("images", "databases", "account", "clip-retrieval", "health")],
     )
     app.state.services = served
