@@ -8,12 +8,13 @@ import lzma
 import random
 import struct
 import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 from PIL import Image
@@ -221,7 +222,9 @@ def test_an_archive_is_read_with_its_captions_and_metadata(tmp_path: Path) -> No
         "b.jpg": encoded("JPEG"), "b.png": encoded(seed=1),
     }  # fmt: skip
     for kind in ("w", "w:gz", "w:bz2", "w:xz"):
-        count, _ = stage(read_archive(io.BytesIO(archive(members, kind)), LIMITS), open_store(tmp_path / kind[2:]))
+        with tempfile.SpooledTemporaryFile() as sent:  # as uploads come
+            sent.write(archive(members, kind))
+            count, _ = stage(read_archive(cast(BinaryIO, sent), LIMITS), open_store(tmp_path / kind[2:]))
         assert count == 3
     files = sorted(path.name for path in (tmp_path / "gz").iterdir())
     assert files == ["b-2.png", "b.jpg", "cats_a.json", "cats_a.png", "cats_a.txt"]

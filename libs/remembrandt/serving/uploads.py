@@ -193,7 +193,7 @@ class _Unpacked:
         file.seek(0)
         self._read: Callable[[int], bytes] = file.read
         if start.startswith(b"\x1f\x8b"):
-            self._read = gzip.GzipFile(fileobj=file).read
+            self._read = gzip.GzipFile(fileobj=file, mode="rb").read  # else it takes the mode of an upload's file: w+b
         elif start.startswith(b"BZh"):
             self._read = bz2.BZ2File(file).read
         elif start == b"\xfd7zXZ\0":
