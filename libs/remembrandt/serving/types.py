@@ -30,7 +30,7 @@ def _has_nul(given: Any) -> bool:
     if isinstance(given, dict):
         return any(_has_nul(name) or _has_nul(value) for name, value in given.items())
     if isinstance(given, list):
-        return any(_has_nul(value) for value in given)
+        return any(_has_nul(value) for value in given if not isinstance(value, int | float))  # ids, embeddings
     return isinstance(given, str) and "\0" in given
 
 
