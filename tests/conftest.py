@@ -19,6 +19,7 @@ from tests.support.databases import *  # noqa: F403
 from tests.support.elasticsearch_node import *  # noqa: F403
 from tests.support.postgres import *  # noqa: F403
 from tests.support.processes import free_ports
+from tests.support.quiet import *  # noqa: F403
 from tests.support.seaweed import BUCKET, S3Settings, SeaweedServer
 from tests.support.service import *  # noqa: F403
 

@@ -82,6 +82,7 @@ function showModel() {
   const named = own.strategies.map((name) => h("option", { value: name }, STRATEGIES[name]?.[0] ?? name));
   byId("strategy").replaceChildren(automatic, ...named);
   showNeighbors(own.num_neighbors);
+  byId("steps").max = Math.min(250, own.max_steps);
   byId("steps").value = own.default_steps;
   showSteps();
   showGuidance(own);

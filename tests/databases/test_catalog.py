@@ -105,3 +105,16 @@ def test_databases_of_one_name_share_no_index(tmp_path: Path) -> None:
     one, other = (Catalog.open(str(tmp_path / root / "photos")) for root in ("prod", "dev"))
     assert alias_name(one) != alias_name(other) and index_name(one, "v1") != index_name(other, "v1")
     assert index_name(one, "V1") == index_name(Catalog.open(f"file://{one.store.uri}"), "v1")
+
+
+@pytest.mark.parametrize(
+    "version", ["", ".", "..", "./one", "../versions/one", "/etc", "one/", "one\0", "eins zwei", "ö"]
+)
+def test_what_is_not_the_name_of_a_version_is_not_looked_for(catalog: Catalog, version: str) -> None:
+    with pytest.raises(VersionError, match="not the name of a version"):
+        catalog.manifest(version)
+
+
+def test_a_folder_beside_the_versions_is_none_of_them(catalog: Catalog) -> None:
+    catalog.store.write("versions/lost+found/x", b"x")
+    assert catalog.versions() == ["one", "two", "three"]

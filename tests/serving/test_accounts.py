@@ -1,7 +1,6 @@
 """Keys, quotas and rates, on SQLite and on PostgreSQL alike."""
 
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import select, text
+from sqlalchemy import select
 
 from remembrandt.errors import ConfigError, ServiceError
 from remembrandt.serving.accounts import Accounts, Keys, Limits, Principal, Quotas, RateLimits, TenantDatabases, Tenants
@@ -26,13 +25,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/accounts.db"
         return
-    server = request.getfixturevalue("postgres_url")
-    admin = Accounts(server, migrate=False)
-    schema = f"s{uuid.uuid4().hex}"
-    with admin.engine.begin() as connection:
-        connection.execute(text(f"CREATE SCHEMA {schema}"))
-    yield f"{server}?options=-csearch_path%3D{schema}"
-    admin.close()
+    yield request.getfixturevalue("postgres_schema_url")
 
 
 @pytest.fixture

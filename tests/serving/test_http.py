@@ -219,6 +219,8 @@ def test_a_database_is_made_searched_painted_from_and_deleted(alice: Client) -> 
     usage = alice.get("/v1/usage").json()
     assert usage["rows"] == 8 and usage["bytes"] > 0
     assert alice.paint(database="own").json()["database"] == alice.get("/v1/databases/own").json()["name"] == "own"
+    assert len(alice.paint(database="own", num_neighbors=16).json()["data"][0]["neighbors"]) == 8, "all that there are"
+    assert alice.paint(database="own", prompt="").status_code == 200
     assert alice.delete("/v1/databases/own").status_code == 204
     assert alice.get("/v1/databases/own").status_code == 404
     assert alice.get("/v1/usage").json()["rows"] == 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import pytest
 
+from remembrandt.diffusion.samplers import SamplerConfig
 from remembrandt.errors import ConfigError
 from remembrandt.generation.requests import PictureRequest
 from remembrandt.serving.coalescing import Coalescer
@@ -44,8 +45,9 @@ class Slow:
         return made
 
 
-def drawings(*seeds: int) -> list[Drawing]:
-    return [Drawing(PictureRequest(seed=seed), None) for seed in seeds]  # type: ignore[arg-type]
+def drawings(*seeds: int, steps: int = 25) -> list[Drawing]:
+    sampler = SamplerConfig(solver="ddim", num_inference_steps=steps)
+    return [Drawing(PictureRequest(seed=seed, sampler=sampler), None) for seed in seeds]  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -70,6 +72,17 @@ def test_requests_that_come_together_are_drawn_together(studio: Studio, painter:
 
     assert [colours(own) for own in asyncio.run(ask())] == [[seed] for seed in range(1, 9)]
     assert len(painter.batches) <= 3 and max(map(len, painter.batches)) == 4
+
+
+def test_few_steps_do_not_wait_for_many(studio: Studio, painter: Slow) -> None:
+    async def ask() -> None:
+        first = asyncio.create_task(studio.draw(drawings(1), 10))
+        await asyncio.to_thread(painter.begun.wait, 5)
+        asked = ((2, 250), (3, 25), (4, 130), (5, 50), (6, 12))
+        await asyncio.gather(first, *(studio.draw(drawings(seed, steps=steps), 10) for seed, steps in asked))
+
+    asyncio.run(ask())
+    assert painter.batches == [[1], [2, 4], [3, 5], [6]]
 
 
 def test_a_request_larger_than_a_batch_comes_back_whole_and_in_order(studio: Studio) -> None:

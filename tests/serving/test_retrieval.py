@@ -82,10 +82,11 @@ def test_a_mistake_in_one_query_does_not_hurt_the_others(retrieval: Retrieval, e
             Query(ref, 2, text="a"),
             Query(wrong, 2, text="a"),
             Query(ref, 2, embedding=(1.0, 2.0)),
+            Query(ref, 2, embedding=(1.0, 2.0, 3.0)),
             Query(ref, 2, row=9999),
         ]
     )
-    assert [isinstance(own, RemembrandtError) for own in found] == [False, True, True, True]
+    assert [isinstance(own, RemembrandtError) for own in found] == [False, True, True, True, True]
     pictures = retrieval.find("rdm", [PictureRequest(text="a", database=own) for own in (ref, wrong)])
     assert [isinstance(own, SearchError) for own in pictures] == [False, True]
 

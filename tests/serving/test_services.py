@@ -82,3 +82,47 @@ def test_models_within_the_ingress_do_not_wait_for_each_others_threads(tmp_path:
     parse_service({**values, "models": {"a": {**own, "threads": 2}, "b": own, "c": apart}})
     with pytest.raises(ConfigError, match="models a, b would each draw with several threads"):
         parse_service({**values, "models": {"a": {**own, "threads": 2}, "b": {**own, "threads": 2}}})
+
+
+def with_shared(services: Services, **shared: Any) -> Services:
+    """The same accounts, after the operator has changed what is shared."""
+    values = {**services.config.model_dump(mode="json"), "shared": shared}
+    return Services(parse_service(values), services.backend, services.accounts)
+
+
+def view(services: Services, tenant_id: str, name: str, base: str, **where: tuple[str, ...]) -> DatabaseEntry:
+    """As the API makes one."""
+    found = asyncio.run(services.database(tenant_id, base))
+    return services.databases.add(tenant_id, name, "", uri=found.uri, view_of=found.name, where=where)
+
+
+def test_a_view_shows_what_it_is_of_as_that_is_now(services: Services) -> None:
+    alice = Tenants(services.accounts).create("alice").id
+    before = with_shared(services, emoji="/old/emoji")
+    view(before, alice, "mine", "emoji", licence=("MIT", "CC0"), style=("flat",))
+    view(before, alice, "emoji", "emoji")
+    view(before, alice, "inner", "mine", style=("flat", "round"))
+    assert asyncio.run(before.database(alice, "mine")).where == {"licence": ("MIT", "CC0"), "style": ("flat",)}
+    after = with_shared(services, emoji={"uri": "/new/emoji", "where": {"licence": ["MIT", "BSD"]}})
+    for name, style in (("mine", {"style": ("flat",)}), ("inner", {"style": ("flat",)}), ("emoji", {})):
+        found = asyncio.run(after.database(alice, name))
+        assert (found.uri, found.where) == ("/new/emoji", {"licence": ("MIT",) if style else ("MIT", "BSD"), **style})
+
+
+def test_a_view_of_what_is_gone_is_gone_and_can_still_be_listed(services: Services) -> None:
+    alice = Tenants(services.accounts).create("alice").id
+    before = with_shared(services, emoji="/old/emoji")
+    own = before.databases.add(alice, "own", "/databases")
+    for base in ("emoji", "own"):
+        view(before, alice, f"of-{base}", base)
+    before.databases.remove(alice, own.id)
+    before.databases.add(alice, "own", "/databases")
+    after = with_shared(services)
+    for name in ("of-emoji", "of-own"):
+        with pytest.raises(NotFoundError):
+            asyncio.run(after.database(alice, name))
+    assert [(entry.name, is_there) for entry, is_there in after.own_entries(alice)] == [
+        ("of-emoji", False),
+        ("of-own", False),
+        ("own", True),
+    ]

@@ -1,16 +1,20 @@
 """Two hundred malformed uploads, and addresses that a server must not fetch: each refused in one sentence."""
 
+import contextlib
 import gzip
 import io
 import itertools
+import lzma
 import random
 import struct
 import tarfile
+import tempfile
+import tracemalloc
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pytest
 from PIL import Image
@@ -19,7 +23,7 @@ from remembrandt.errors import RemembrandtError
 from remembrandt.serving.config import UploadConfig
 from remembrandt.serving.errors import TooLargeError, UploadError
 from remembrandt.serving.fetch import check_uri, fetch_image, is_public
-from remembrandt.serving.uploads import check_image, image_end, read_archive, read_files, stage
+from remembrandt.serving.uploads import UploadedImage, check_image, image_end, read_archive, read_files, stage
 from remembrandt.storage import open_store
 from tests.support.service import Client, Service
 
@@ -129,6 +133,40 @@ def malformed_archives() -> Iterator[tuple[str, bytes]]:
         yield f"gz cut at {share}", gzip.compress(whole)[: int(len(gzip.compress(whole)) * share)]
 
 
+def header(kind: bytes, size: int, content: bytes = b"") -> bytes:
+    """A header of that kind, which says that `size` bytes of it follow."""
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(format=tarfile.USTAR_FORMAT) + content + b"\0" * (-len(content) % 512)
+
+
+def pax(values: dict[str, str], kind: bytes = tarfile.XHDTYPE) -> bytes:
+    records = b""
+    for name, value in values.items():
+        body = f" {name}={value}\n".encode()
+        length = next(n for n in (len(body) + digits for digits in range(1, 5)) if len(str(n)) == n - len(body))
+        records += str(length).encode() + body
+    return header(kind, len(records), records)
+
+
+def bombs() -> Iterator[tuple[str, bytes]]:
+    """Small archives that would become large before any member of them is there."""
+    picture = archive({"a.png": encoded("PNG")})
+    zeros = b"\0" * 60_000_000
+    for kind in (b"x", b"g", b"L", b"K", b"X"):
+        for name, pack in (("gz", gzip.compress), ("xz", lzma.compress)):
+            if name == "gz" or kind == b"x":
+                yield f"header {kind!r} {name}", pack(header(kind, len(zeros)) + zeros)
+    sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "a.png"}
+    numbers = b"10000000\n" + b"0\n" * 10_000_000
+    yield "sparse map", gzip.compress(pax(sparse) + header(tarfile.REGTYPE, len(numbers)) + numbers)
+    yield "sparse file", pax({**sparse, "GNU.sparse.realsize": "100000"}) + picture[:512] + b"0\n".ljust(512, b"\0")
+    yield "headers upon headers", pax({"comment": "x"}) * 400 + picture
+    yield "many members", header(tarfile.DIRTYPE, 0) * 300 + picture
+    yield "headers for all", pax({f"k{n}": "v" for n in range(200)}, tarfile.XGLTYPE) + picture
+    yield "odd sparse map", pax({"GNU.sparse.map": "a,b"}) + picture
+
+
 def _zip() -> bytes:
     data = io.BytesIO()
     with zipfile.ZipFile(data, "w") as file:
@@ -136,7 +174,7 @@ def _zip() -> bytes:
     return data.getvalue()
 
 
-IMAGES, ARCHIVES = dict(malformed_images()), dict(malformed_archives())
+IMAGES, ARCHIVES, BOMBS = dict(malformed_images()), dict(malformed_archives()), dict(bombs())
 
 
 def test_there_are_two_hundred_malformed_uploads() -> None:
@@ -165,16 +203,47 @@ def test_a_malformed_archive_is_refused_in_one_sentence(name: str) -> None:
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
 
 
+@pytest.mark.parametrize("name", BOMBS, ids=str)
+def test_an_archive_is_refused_before_it_fills_the_memory(name: str) -> None:
+    limits = LIMITS.model_copy(update={"max_unpacked_bytes": 1_000_000_000})
+    tracemalloc.start()
+    try:
+        with pytest.raises((UploadError, TooLargeError)) as refused:
+            list(read_archive(io.BytesIO(BOMBS[name]), limits))
+        assert tracemalloc.get_traced_memory()[1] < 20_000_000
+    finally:
+        tracemalloc.stop()
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 300
+
+
 def test_an_archive_is_read_with_its_captions_and_metadata(tmp_path: Path) -> None:
     members = {
         "cats/a.png": encoded(), "cats/a.txt": b"eine Katze", "cats/a.json": b'{"style": "ink"}',
         "b.jpg": encoded("JPEG"), "b.png": encoded(seed=1),
     }  # fmt: skip
-    for kind in ("w", "w:gz", "w:xz"):
-        count, _ = stage(read_archive(io.BytesIO(archive(members, kind)), LIMITS), open_store(tmp_path / kind[2:]))
+    for kind in ("w", "w:gz", "w:bz2", "w:xz"):
+        with tempfile.SpooledTemporaryFile() as sent:  # as uploads come
+            sent.write(archive(members, kind))
+            count, _ = stage(read_archive(cast(BinaryIO, sent), LIMITS), open_store(tmp_path / kind[2:]))
         assert count == 3
     files = sorted(path.name for path in (tmp_path / "gz").iterdir())
     assert files == ["b-2.png", "b.jpg", "cats_a.json", "cats_a.png", "cats_a.txt"]
+
+
+def test_all_images_of_an_upload_have_a_limit_together() -> None:
+    limits = LIMITS.model_copy(update={"max_pixels": 3 * 40 * 30})
+
+    def both(count: int) -> list[Iterator[UploadedImage]]:
+        files = [(f"{n}.png", io.BytesIO(encoded())) for n in range(count)]
+        return [
+            read_files(files, [], limits),
+            read_archive(io.BytesIO(archive({f"{n}.png": encoded() for n in range(count)})), limits),
+        ]
+
+    assert [len(list(images)) for images in both(3)] == [3, 3]
+    for images in both(4):
+        with pytest.raises(TooLargeError, match="pixels together"):
+            list(images)
 
 
 def test_names_of_files_are_made_plain_and_each_once() -> None:
@@ -183,6 +252,13 @@ def test_names_of_files_are_made_plain_and_each_once() -> None:
     names = [image.name for image in read_files(files, [], LIMITS)]
     assert len(set(names)) == 6
     assert all("/" not in name and "\\" not in name and name.endswith(".png") for name in names)
+
+
+def test_long_names_of_any_script_can_be_files(tmp_path: Path) -> None:
+    names = ["画" * 300 + ".png", "画" * 300 + ".jpg", "🐦" * 90, "a" * 300 + ".png"]
+    images = read_files([(name, io.BytesIO(encoded())) for name in names], [str(n) for n in range(4)], LIMITS)
+    assert stage(images, open_store(tmp_path))[0] == 4
+    assert len(list(tmp_path.glob("*.txt"))) == 4
 
 
 @pytest.mark.ray
@@ -262,23 +338,32 @@ def test_urls_are_not_fetched_unless_the_service_says_so() -> None:
 def test_a_real_server_is_asked_at_the_address_that_was_checked(tmp_path: Path) -> None:
     """The address is public as far as the check knows; the connection goes to it and to no other."""
     import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
+    from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
     from remembrandt.serving import fetch
 
     hosts: list[str] = []
+    ended = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             hosts.append(self.headers["host"])
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(encoded() if "large" not in self.path else b"x" * 300_000)
+            if "slow" in self.path:
+                self.drip()
+            else:
+                self.wfile.write(encoded() if "large" not in self.path else b"x" * 300_000)
+
+        def drip(self) -> None:
+            with contextlib.suppress(OSError):
+                while not ended.wait(0.05):
+                    self.wfile.write(b"x")
 
         def log_message(self, *_: Any) -> None:
             return
 
-    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     patch = pytest.MonkeyPatch()
     patch.setattr(fetch, "is_public", lambda address: True)
@@ -291,8 +376,12 @@ def test_a_real_server_is_asked_at_the_address_that_was_checked(tmp_path: Path) 
         assert hosts == ["example.test"]
         with pytest.raises(TooLargeError):
             fetch_image(url.replace("a.png", "large"), LIMITS, lambda host, port: ["127.0.0.1"])
+        hurried = LIMITS.model_copy(update={"fetch_timeout_seconds": 0.5})
+        with pytest.raises(UploadError, match=r"more than 0\.5 s"):
+            fetch_image(url.replace("a.png", "slow"), hurried, lambda host, port: ["127.0.0.1"])
     finally:
         patch.undo()
+        ended.set()
         server.shutdown()
 
 

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.processes import free_ports, missing
 
-__all__ = ["postgres_url"]
+__all__ = ["postgres_schema_url", "postgres_url"]
 
 
 def postgres_programs() -> Path | None:
@@ -47,6 +48,19 @@ def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     run(*control, "-o", options, "-l", folder / "log", "start")
     yield f"postgresql+psycopg://remembrandt@127.0.0.1:{port}/postgres"
     run(*control, "-m", "immediate", "stop")
+
+
+@pytest.fixture
+def postgres_schema_url(postgres_url: str) -> str:
+    """URL of an empty schema of a test's own."""
+    from sqlalchemy import create_engine, text
+
+    schema = f"s{uuid.uuid4().hex}"
+    engine = create_engine(postgres_url)
+    with engine.begin() as connection:
+        connection.execute(text(f"CREATE SCHEMA {schema}"))
+    engine.dispose()
+    return f"{postgres_url}?options=-csearch_path%3D{schema}"
 
 
 def run(*command: object) -> None:

@@ -88,8 +88,8 @@ def service_values(
     cascade = save_tiny_cascade(folder / "cascade", tiny_clip)
     return {
         "models": {
-            "rdm": {"kind": "rdm", "model": str(rdm), "steps": 3, "max_batch": 8},
-            "cascade": {"kind": "reimagen", "model": str(cascade), "steps": 3, "max_batch": 8},
+            "rdm": {"kind": "rdm", "model": str(rdm), "steps": 3, "max_steps": 1000, "max_batch": 8},
+            "cascade": {"kind": "reimagen", "model": str(cascade), "steps": 3, "max_steps": 1000, "max_batch": 8},
         },
         "shared": {"drawings": emoji_like_database},
         "encoder": {"model": str(tiny_clip), "precision": "fp32"},

@@ -1,5 +1,6 @@
 """Versions of a database by name: which exist, which is live, and moving the live one atomically."""
 
+import re
 from dataclasses import dataclass
 
 from remembrandt.databases.manifest import (
@@ -15,6 +16,7 @@ from remembrandt.errors import CorruptionError, VersionError
 from remembrandt.storage import Store, open_store, split_uri
 
 _HISTORY = 50
+_VERSION = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,13 @@ class Catalog:
         return cls(open_store(uri), split_uri(uri)[1])
 
     def version_store(self, version: str) -> Store:
-        """The folder of one version."""
+        """The folder of one version.
+
+        Raises:
+            VersionError: not the name of a version, such as a path that leads elsewhere.
+        """
+        if not _VERSION.fullmatch(version) or version in (".", ".."):
+            raise VersionError(f"{version[:100]!r} is not the name of a version of {self.store.uri}")
         return self.store.child("versions", version)
 
     def build_store(self, version: str) -> Store:
@@ -39,7 +47,7 @@ class Catalog:
 
     def versions(self) -> list[str]:
         """Finished versions (those with a manifest), oldest first."""
-        finished = [v for v in self.store.folders("versions") if self.version_store(v).exists(MANIFEST)]
+        finished = [v for v in self.store.folders("versions") if self.store.child("versions", v).exists(MANIFEST)]
         return sorted(finished, key=lambda v: (self.manifest(v).created_at, v))
 
     def pointer(self) -> Pointer | None:

@@ -115,7 +115,7 @@ class PairFinder:
 
     def __init__(self, encoder: TextEncoder, databases: OpenDatabases | None = None) -> None:
         self.encoder = encoder
-        self._databases = databases or OpenDatabases()
+        self._databases = OpenDatabases() if databases is None else databases  # an empty one is falsy
 
     @property
     def databases(self) -> OpenDatabases:

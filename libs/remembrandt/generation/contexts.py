@@ -62,7 +62,7 @@ class ContextFinder:
         self, name: str, config: RdmConfig, facts: dict[str, Any], databases: OpenDatabases | None = None
     ) -> None:
         self.name, self.config, self.facts = name, config, facts
-        self.databases = databases or OpenDatabases()
+        self.databases = OpenDatabases() if databases is None else databases  # an empty one is falsy
 
     @classmethod
     def of_model(cls, folder: str | Path, databases: OpenDatabases | None = None) -> Self:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 from remembrandt.serving.config import ModelConfig, ServiceConfig
 from remembrandt.serving.painting import Drawing, Pixels, Studio, open_painter
@@ -24,6 +24,8 @@ class Partial:
 
 Drawn = Partial | list[Pixels]
 """Foreseen pictures, and at the end all finished ones."""
+BuildFate = Literal["under way", "ended", "unknown"]
+"""`unknown`: nobody has heard of it. So it is, too, until it has been started."""
 
 
 class Backend(Protocol):
@@ -41,8 +43,8 @@ class Backend(Protocol):
     async def start_build(self, job_id: str) -> None:
         """Starts a build that is on record."""
 
-    async def build_failed(self, job_id: str) -> bool:
-        """Whether a build that is on record as open has ended without saying so."""
+    async def build_fate(self, job_id: str) -> BuildFate:
+        """What has become of a build that is on record as open."""
 
     async def ready(self) -> bool:
         """Whether requests can be answered."""
@@ -69,10 +71,12 @@ class LocalBackend:
         command = [sys.executable, "-m", "remembrandt.serving.building", job_id, service_json(self._config)]
         self._builds[job_id] = await asyncio.to_thread(subprocess.Popen, command)
 
-    async def build_failed(self, job_id: str) -> bool:
+    async def build_fate(self, job_id: str) -> BuildFate:
         """As the protocol says."""
         process = self._builds.get(job_id)
-        return process is None or process.poll() is not None
+        if process is None:
+            return "unknown"
+        return "under way" if process.poll() is None else "ended"
 
     async def ready(self) -> bool:
         """As the protocol says."""

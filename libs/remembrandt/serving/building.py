@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from remembrandt.configuration import parse_config
+from remembrandt.data.sources.images import IMAGE_EXTENSIONS
+from remembrandt.data.sources.listing import list_files
 from remembrandt.databases.build import build_database
 from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.config import BuildConfig
@@ -15,6 +17,9 @@ from remembrandt.progress import Progress, watch
 from remembrandt.serving.accounts import Accounts, JobEntry, TenantDatabases
 from remembrandt.serving.config import ServiceConfig, parse_service
 from remembrandt.storage import open_store
+
+# An index takes less than this beside the pictures themselves; what it took is settled when it is built.
+INDEX_BYTES_A_ROW = 4_096
 
 
 def build_config(uri: str, spec: dict[str, Any], service: ServiceConfig) -> BuildConfig:
@@ -46,9 +51,11 @@ def run(job_id: str, service: ServiceConfig) -> None:
     job = databases.find_job(None, job_id)
     if job is None or job.state not in ("queued", "running"):
         return
-    uri = job.spec["uri"]
+    uri, source = job.spec["uri"], job.spec.get("source")
     watch(lambda progress: _report(databases, job_id, progress))
     try:
+        if source is not None and not job.spec.get("staged"):
+            databases.reserve(job_id, *_needed(source))
         build_database(build_config(uri, dict(job.spec), service))
         catalog = Catalog.open(uri)
         live = catalog.live_manifest()
@@ -59,6 +66,12 @@ def run(job_id: str, service: ServiceConfig) -> None:
         _fail(databases, job, plain_error(error))
         raise
     remove_staged(job.spec)
+
+
+def _needed(source: str) -> tuple[int, int]:
+    """Rows and bytes of a database of all images below a URI."""
+    files = list_files(source, tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)).files
+    return len(files), sum(file.bytes for file in files) + len(files) * INDEX_BYTES_A_ROW
 
 
 def remove_staged(spec: Mapping[str, Any]) -> None:

@@ -70,6 +70,7 @@ class ModelConfig(Config):
     Attributes:
         model: folder of a finished model, or the name of a shipped one.
         steps: network evaluations of each stage, where a request says nothing.
+        max_steps: that a request may ask for.
         max_batch: pictures that are drawn together.
         batch_wait_seconds: how long an idle sampler waits for more of them: worth it on a GPU, where one picture
             takes as long as many.
@@ -81,12 +82,19 @@ class ModelConfig(Config):
     kind: Literal["rdm", "reimagen"]
     model: str
     steps: int = Field(25, ge=1)
+    max_steps: int = Field(256, ge=1)
     max_batch: int = Field(32, ge=1)
     batch_wait_seconds: float = Field(0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     threads: int = Field(1, ge=1)
     replicas: ReplicasConfig | None = ReplicasConfig()
+
+    @model_validator(mode="after")
+    def _own_steps_are_allowed(self) -> "ModelConfig":
+        if self.steps > self.max_steps:
+            raise ValueError(f"steps {self.steps} must not exceed max_steps {self.max_steps}")
+        return self
 
 
 class SharedConfig(Config):
@@ -107,15 +115,22 @@ class UploadConfig(Config):
         max_request_bytes: of one request's body.
         max_image_bytes, decode: of one image.
         max_images: of one request, archives unpacked.
+        max_pixels: of all images of one request together: a picture of one colour is small until it is decoded.
         max_unpacked_bytes: of one archive.
+        threads: that look at uploads and fetch URLs, and as many that look at single pictures of searches.
+        max_concurrent: uploads and fetches of one tenant that an ingress replica works on at once; beyond it: 429.
         uri_prefixes: storage that databases may be built from by URI; none: no URIs.
         fetch_urls: whether image URLs are fetched, from public addresses only.
+        fetch_timeout_seconds: of one URL, with all that it redirects to.
     """
 
     max_request_bytes: int = Field(200_000_000, ge=1)
     max_image_bytes: int = Field(20_000_000, ge=1)
     max_images: int = Field(10_000, ge=1)
+    max_pixels: int = Field(10_000_000_000, ge=1)
     max_unpacked_bytes: int = Field(2_000_000_000, ge=1)
+    threads: int = Field(4, ge=1)
+    max_concurrent: int = Field(2, ge=1)
     decode: DecodeConfig = DecodeConfig(max_pixels=25_000_000, formats=("JPEG", "PNG", "WEBP", "GIF", "BMP"))
     uri_prefixes: tuple[str, ...] = ()
     fetch_urls: bool = False

@@ -27,7 +27,7 @@ from remembrandt.distributed import plain_error
 from remembrandt.errors import RemembrandtError, ServiceError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import Accounts
-from remembrandt.serving.backend import Drawn, open_studio, service_json, stream
+from remembrandt.serving.backend import BuildFate, Drawn, open_studio, service_json, stream
 from remembrandt.serving.coalescing import Coalescer
 from remembrandt.serving.config import ServiceConfig, parse_service
 from remembrandt.serving.errors import TooManyRequestsError, UploadError
@@ -40,6 +40,8 @@ from remembrandt.serving.telemetry import trace_to
 _ATTEMPTS = 3
 _DRAIN_MARGIN_SECONDS = 10
 _RETRY_SECONDS = 2
+# Ray's client has one exception for every status.
+_NO_SUCH_JOB = "Request failed with status code 404"
 Handle = DeploymentHandle[Any]
 
 
@@ -216,15 +218,15 @@ class ServeBackend:
         except (RuntimeError, OSError) as error:
             raise ServiceError(f"Ray's job server does not take the build: {error}") from error
 
-    async def build_failed(self, job_id: str) -> bool:
-        """As the protocol says."""
+    async def build_fate(self, job_id: str) -> BuildFate:
+        """As the protocol says. A job server that does not answer, or answers in trouble, says nothing of the build."""
         try:
             status = await asyncio.to_thread(lambda: _jobs().get_job_status(job_id))
-        except RuntimeError:
-            return True
+        except RuntimeError as error:
+            return "unknown" if str(error).startswith(_NO_SUCH_JOB) else "under way"
         except OSError:
-            return False
-        return status in (JobStatus.FAILED, JobStatus.STOPPED)
+            return "under way"
+        return "ended" if status in (JobStatus.FAILED, JobStatus.STOPPED) else "under way"
 
     async def ready(self) -> bool:
         """As the protocol says."""

@@ -1,8 +1,10 @@
 """Fetching what a client names by URL or URI, from nowhere that the client could not reach itself."""
 
+import asyncio
 import ipaddress
 import posixpath
 import socket
+import time
 from collections.abc import Callable, Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -20,6 +22,8 @@ Resolve = Callable[[str, int], Sequence[str]]
 def fetch_image(url: str, config: UploadConfig, resolve: Resolve | None = None) -> bytes:
     """The content of an http(s) URL, by default ports, following at most three redirects.
 
+    All of it together takes `fetch_timeout_seconds` at most, however slowly the bytes come.
+
     The name is resolved once and the connection goes to that very address, so that it cannot change between check and
     use; every redirect is checked anew.
 
@@ -29,8 +33,9 @@ def fetch_image(url: str, config: UploadConfig, resolve: Resolve | None = None) 
     """
     if not config.fetch_urls:
         raise UploadError("image URLs are not fetched here: send the image itself")
+    until = time.monotonic() + config.fetch_timeout_seconds
     for _ in range(_REDIRECTS + 1):
-        answer = _get(url, config, resolve or _resolve)
+        answer = _get(url, config, resolve or _resolve, until)
         if isinstance(answer, bytes):
             return answer
         url = urljoin(url, answer)
@@ -68,7 +73,7 @@ def check_uri(uri: str, prefixes: Sequence[str]) -> str:
     raise UploadError("this storage location is not allowed here: send the images, or ask for it to be allowed")
 
 
-def _get(url: str, config: UploadConfig, resolve: Resolve) -> bytes | str:
+def _get(url: str, config: UploadConfig, resolve: Resolve, until: float) -> bytes | str:
     """The content, or where a redirect leads."""
     try:
         parts = urlsplit(url)
@@ -82,22 +87,30 @@ def _get(url: str, config: UploadConfig, resolve: Resolve) -> bytes | str:
     address = _public_address(host, _PORTS[parts.scheme], resolve)
     target = _target(parts, address)
     try:
-        with (
-            httpx.Client(timeout=config.fetch_timeout_seconds, trust_env=False) as client,
-            client.stream("GET", target, headers={"Host": host}, extensions={"sni_hostname": host}) as answer,
-        ):
-            if answer.is_redirect:
-                return str(answer.headers.get("location", ""))
-            if answer.status_code != httpx.codes.OK:
-                raise UploadError(f"the image URL answered {answer.status_code}")
-            data = bytearray()
-            for chunk in answer.iter_bytes():
-                data += chunk
-                if len(data) > config.max_image_bytes:
-                    raise TooLargeError(f"the image URL gives more than {config.max_image_bytes:,} bytes")
-            return bytes(data)
+        return asyncio.run(_ask(target, host, config, until - time.monotonic()))
+    except TimeoutError:
+        raise UploadError(f"the image URL takes more than {config.fetch_timeout_seconds:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL):
         raise UploadError("the image URL does not answer") from None
+
+
+async def _ask(target: str, host: str, config: UploadConfig, seconds: float) -> bytes | str:
+    """As `_get`. A client that waits in a thread limits each wait alone, and a server can make any number of them."""
+    async with (
+        asyncio.timeout(max(seconds, 0)),
+        httpx.AsyncClient(timeout=None, trust_env=False) as client,
+        client.stream("GET", target, headers={"Host": host}, extensions={"sni_hostname": host}) as answer,
+    ):
+        if answer.is_redirect:
+            return str(answer.headers.get("location", ""))
+        if answer.status_code != httpx.codes.OK:
+            raise UploadError(f"the image URL answered {answer.status_code}")
+        data = bytearray()
+        async for chunk in answer.aiter_bytes():
+            data += chunk
+            if len(data) > config.max_image_bytes:
+                raise TooLargeError(f"the image URL gives more than {config.max_image_bytes:,} bytes")
+        return bytes(data)
 
 
 def _target(parts: SplitResult, address: str) -> str:

@@ -32,6 +32,8 @@ Pixels = NDArray[np.uint8]
 """One picture, (S, S, 3)."""
 OnPartial = Callable[[int, Pixels], None]
 """Told the number of a picture within its request, and what it is foreseen to be."""
+_SIMILAR_STEPS = 2
+"""Pictures are drawn together if none takes more times the steps of another."""
 
 
 @dataclass(frozen=True)
@@ -154,14 +156,32 @@ class Studio:
                 if (remaining := until - time.monotonic()) <= 0:
                     break
                 self._condition.wait(remaining)
-            batch: list[tuple[_Ticket, int]] = []
-            while self._waiting and len(batch) < self._max_batch:
-                place = self._waiting.popleft()
-                if place[0].is_wanted:
-                    batch.append(place)
+            batch = self._take()
             queue_length(self.name, len(self._waiting))
             closed = self._closed
         return batch if batch or closed else self._next_batch()
+
+    def _take(self) -> list[tuple[_Ticket, int]]:
+        """The next batch: whoever has waited longest, and those whose pictures take about as many steps.
+
+        A batch ends as a whole, so that few steps beside many would wait for them.
+        """
+        batch: list[tuple[_Ticket, int]] = []
+        later: deque[tuple[_Ticket, int]] = deque()
+        fewest = most = 0
+        while self._waiting and len(batch) < self._max_batch:
+            ticket, number = self._waiting.popleft()
+            if not ticket.is_wanted:
+                continue
+            steps = steps_of(ticket.drawings[number].request)
+            if batch and max(most, steps) > _SIMILAR_STEPS * min(fewest, steps):
+                later.append((ticket, number))
+                continue
+            fewest, most = (min(fewest, steps), max(most, steps)) if batch else (steps, steps)
+            batch.append((ticket, number))
+        later.extend(self._waiting)
+        self._waiting = later
+        return batch
 
     def _draw(self, batch: list[tuple[_Ticket, int]]) -> None:
         drawings = [ticket.drawings[number] for ticket, number in batch]
@@ -275,6 +295,13 @@ class CascadePainter:
             return stage_batch(requests, contexts, number, stages[number].config.neighbor_edge, low_res_BCHW)
 
         return to_pixels(self._cascade.sample(batch_of, on_step)[-1])
+
+
+def steps_of(request: ModelRequest) -> int:
+    """Of a picture; of a cascade, of the stage that has most."""
+    if isinstance(request, CascadeRequest):
+        return max(stage.sampler.num_inference_steps for stage in request.stages)
+    return request.sampler.num_inference_steps
 
 
 def open_painter(config: ModelConfig) -> Painter:

@@ -51,6 +51,10 @@ def picture_requests(
     strategy = _strategy(body, model)
     if strategy not in model.strategies:
         raise ConfigError(f"'{model.name}' has no strategy '{strategy}': {nearest(strategy, model.strategies)}")
+    if (body.steps or 1) > model.config.max_steps:
+        raise ConfigError(
+            f"{body.steps} steps are too many for '{model.name}': ask for {model.config.max_steps} at most"
+        )
     kind = None if body.guidance is None else body.guidance.kind
     if kind is not None and kind not in model.guidance:
         raise ConfigError(f"'{model.name}' has no guidance '{kind}': {nearest(kind, model.guidance)}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from remembrandt.data.decode import decode_image
@@ -32,7 +33,13 @@ from remembrandt.models.folders import read_facts
 from remembrandt.models.reimagen.config import StageConfig
 from remembrandt.models.reimagen.sampling import KIND
 from remembrandt.progress import say
-from remembrandt.retrieval.registry import ExemplarsStrategy
+from remembrandt.retrieval.registry import (
+    ClassPoolStrategy,
+    ExemplarsStrategy,
+    PseudoQueryStrategy,
+    StrategyConfig,
+    TextAndNeighborsStrategy,
+)
 from remembrandt.serving.config import ModelConfig, ServiceConfig
 from remembrandt.serving.metrics import cache_used, timed
 
@@ -67,6 +74,12 @@ class Query:
         """Which one is given."""
         kinds = ("text", "image", "bm25", "row", "embedding")
         return next(name for name in kinds if getattr(self, name) is not None)
+
+    @property
+    def group(self) -> tuple[Any, ...]:
+        """Queries of equal group are one search. Embeddings of two lengths are no matrix, so theirs is a part of it."""
+        length = None if self.embedding is None else len(self.embedding)
+        return self.database.key, self.database.filter, self.kind, self.k, length
 
 
 @dataclass(frozen=True)
@@ -115,7 +128,7 @@ class Retrieval:
         """
         finder = self._finders[model]
         pinned = [self._pinned(request) for request in requests]
-        return _each(pinned, lambda group: finder.find([self._with_exemplars(request) for request in group]))
+        return _each(pinned, lambda group: finder.find([self._as_asked_here(request) for request in group]))
 
     def search(self, queries: Sequence[Query]) -> list[Rows | RemembrandtError]:
         """Answers to each query: texts and images are encoded together, and equal filters searched together."""
@@ -123,7 +136,7 @@ class Retrieval:
         groups: dict[Any, list[int]] = defaultdict(list)
         for place, query in enumerate(pinned):
             if not isinstance(query, RemembrandtError):
-                groups[(query.database.key, query.database.filter, query.kind, query.k)].append(place)
+                groups[query.group].append(place)
         answers: list[Rows | RemembrandtError | None] = [
             query if isinstance(query, RemembrandtError) else None for query in pinned
         ]
@@ -221,7 +234,17 @@ class Retrieval:
         with timed("read"):
             return _answers(database, hits)
 
-    def _with_exemplars(self, request: ModelRequest) -> ModelRequest:
+    def _as_asked_here(self, request: ModelRequest) -> ModelRequest:
+        """A request in terms of its database: exemplars encoded, and no more neighbours than there are rows."""
+        if request.database is None:
+            return request
+        database = self._databases[request.database]
+        if isinstance(request, CascadeRequest):
+            return request.model_copy(update={"num_neighbors": min(request.num_neighbors, database.num_rows)})
+        own = self._with_exemplars(request)
+        return own.model_copy(update={"strategy": fitted(own.strategy, database)})
+
+    def _with_exemplars(self, request: PictureRequest) -> PictureRequest:
         """Rows and pictures that a request brings as exemplars, the pictures encoded."""
         if not isinstance(request, ServedPicture) or request.database is None:
             return request
@@ -242,9 +265,11 @@ class Retrieval:
             return self._encoders[fingerprint]
 
     def _open(self, ref: DatabaseRef) -> Database:
-        database = Database.open(ref.uri, version=ref.version)
+        database = ServedDatabase.open(ref.uri, version=ref.version)
         encoder = self._encoders.get(database.manifest.fingerprint)
-        return Database.open(ref.uri, version=ref.version, encoder=encoder) if encoder is not None else database
+        if encoder is None:
+            return database
+        return ServedDatabase.open(ref.uri, version=ref.version, encoder=encoder)
 
     def _pinned(self, asked: Any) -> Any:
         """A request or query with its database's version named, or what is wrong with that."""
@@ -271,6 +296,16 @@ class Retrieval:
             cache_used("databases", hits - self._counted[0], misses - self._counted[1])
             self._counted = (hits, misses)
         return ref.model_copy(update={"version": known[1]})
+
+
+class ServedDatabase(Database):
+    """A database that pictures can be drawn from without a prompt, whether or not it was built with a train set."""
+
+    def proposal(self) -> NDArray[np.float64]:
+        """p_D (N,); where no train set says how likely a row is, all are equally likely."""
+        if self.manifest.neighbors is None:
+            return np.full(self.num_rows, 1 / self.num_rows)
+        return super().proposal()
 
 
 class ServedPicture(PictureRequest):
@@ -310,6 +345,24 @@ class _CascadeFinder:
 
 def _finder(name: str, model: ModelConfig, databases: OpenDatabases) -> Finder:
     return (_RdmFinder if model.kind == "rdm" else _CascadeFinder)(name, model.model, databases)
+
+
+def fitted(strategy: StrategyConfig, database: Database) -> StrategyConfig:
+    """A strategy that asks for no more rows than a database has, as a search does not.
+
+    Where all rows are equally likely, none of them are the most likely ones: then pseudo-queries are drawn from all.
+    """
+    rows = database.num_rows
+    changes: dict[str, float] = {}
+    if (count := getattr(strategy, "num_neighbors", 0)) > rows:
+        changes["num_neighbors"] = rows
+    if isinstance(strategy, ClassPoolStrategy) and strategy.pool_size > rows:
+        changes["pool_size"] = rows
+    if isinstance(strategy, TextAndNeighborsStrategy) and count > rows:
+        changes["num_neighbors"] = min(count, rows + 1)  # the text is none of the rows
+    if isinstance(strategy, PseudoQueryStrategy) and database.manifest.neighbors is None:
+        changes["top_m"] = 1.0
+    return strategy.model_copy(update=changes) if changes else strategy
 
 
 def check_rows_allowed(database: Database, where: Filter | None, ids: Sequence[int]) -> None:

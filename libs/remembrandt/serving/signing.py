@@ -28,7 +28,9 @@ class Signer:
     def is_valid(self, path: str, query: dict[str, str]) -> bool:
         """Whether a request's path and query carry a signature of ours that has not expired."""
         _, signed = _encoded(tuple((name, value) for name, value in query.items() if name != "signature"))
-        right = hmac.compare_digest(self._signature(path, signed), query.get("signature", ""))
+        # As bytes: of texts, only ASCII can be compared, and what a client sends may be anything.
+        given = query.get("signature", "").encode(errors="replace")
+        right = hmac.compare_digest(self._signature(path, signed).encode(), given)
         try:
             return right and int(query.get("expires", "0")) > time.time()
         except ValueError:

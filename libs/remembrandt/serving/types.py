@@ -25,10 +25,26 @@ _SEED = 2**53 - 1
 _BASE64 = 8_000_000
 
 
+def _has_nul(given: Any) -> bool:
+    """Whether a text of a JSON value holds a NUL, which PostgreSQL does not take."""
+    if isinstance(given, dict):
+        return any(_has_nul(name) or _has_nul(value) for name, value in given.items())
+    if isinstance(given, list):
+        return any(_has_nul(value) for value in given if not isinstance(value, int | float))  # ids, embeddings
+    return isinstance(given, str) and "\0" in given
+
+
 class Body(BaseModel):
     """Base of every request: an unknown field is an error."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nul(cls, given: Any) -> Any:
+        if _has_nul(given):
+            raise ValueError("a text has a NUL character: leave it out")
+        return given
 
 
 class Answer(BaseModel):
@@ -199,12 +215,12 @@ class DatabasesAnswer(Answer):
 
 
 class VersionAnswer(Answer):
-    """A finished version."""
+    """A finished version; `rows` and `bytes` are null where only a part of it may be seen."""
 
     id: str
     live: bool
-    rows: int
-    bytes: int
+    rows: int | None
+    bytes: int | None
     created_at: str
 
 
@@ -326,6 +342,7 @@ class ModelAnswer(Answer):
     num_neighbors: int
     strategies: list[str]
     default_steps: int
+    max_steps: int
     guidance: list[str]
 
 

@@ -6,14 +6,18 @@ end of an image are how a file is two things at once.
 
 import base64
 import binascii
+import bz2
+import gzip
 import json
+import lzma
 import struct
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from PIL import Image
 
@@ -25,8 +29,13 @@ from remembrandt.storage import Store
 
 _COMPANIONS = ("txt", "json")
 _MAX_COMPANION, _MAX_COMPANIONS = 100_000, 100_000_000
-_MAX_NAME = 200
+_MAX_HEADER, _MAX_GLOBALS = 500_000, 100
+_MAX_XZ_MEMORY = 100_000_000
+# A picture, its caption, its metadata, and a folder of its own.
+_MEMBERS_AN_IMAGE = 4
+_MAX_NAME, _MAX_PATH = 180, 1_000
 _CHUNK = 1 << 20
+ResultT = TypeVar("ResultT")
 
 
 @dataclass(frozen=True)
@@ -99,18 +108,19 @@ def read_files(
     """Pictures that were sent one by one; `captions` one a picture, or none.
 
     Raises:
-        UploadError, TooLargeError: the first one that is not accepted.
+        UploadError, TooLargeError: the first one that is not accepted, or too many of them.
     """
     if captions and len(captions) != len(files):
         raise UploadError(f"{len(captions)} captions for {len(files)} images: send one a picture, or none")
     if len(files) > config.max_images:
         raise _too_many(config)
     taken: set[str] = set()
+    pixels = 0
     for number, (given, file) in enumerate(files):
         name = _safe_name(PurePosixPath(given.replace("\\", "/")).name or f"{number:06d}", taken)
         file.seek(0)
         data = file.read(config.max_image_bytes + 1)
-        check_image(data, config, f"'{name}'")
+        pixels = _together(pixels, check_image(data, config, f"'{name}'"), config)
         yield UploadedImage(name, data, captions[number] if captions else "")
 
 
@@ -119,7 +129,7 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
 
     Raises:
         UploadError: not a tar, a link or device, a name that leads out of it, a file that is not accepted.
-        TooLargeError: too many files or bytes.
+        TooLargeError: too many files, bytes or pixels.
     """
     companions: dict[str, bytes] = {}
     # Companions may come behind their picture, so they are read first; nothing else is kept in memory.
@@ -131,12 +141,12 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
                 f"the archive has more than {_MAX_COMPANIONS:,} bytes of captions and metadata: split it"
             )
     taken: set[str] = set()
-    count = 0
+    count = pixels = 0
     for path, data in _members(file, config, companions_only=False):
         count += 1
         if count > config.max_images:
             raise _too_many(config)
-        check_image(data, config, f"'{path}'")
+        pixels = _together(pixels, check_image(data, config, f"'{path}'"), config)
         stem = path.rpartition(".")[0]
         text = _text(companions.get(f"{stem}.txt", b""), f"{stem}.txt")
         metadata = companions.get(f"{stem}.json", b"")
@@ -144,6 +154,15 @@ def read_archive(file: BinaryIO, config: UploadConfig) -> Iterator[UploadedImage
         yield UploadedImage(_safe_name(path.replace("/", "_"), taken), data, text, metadata)
     if not count:
         raise UploadError("the archive holds no image")
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON can name halves of surrogate pairs, which cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def stage(images: Iterator[UploadedImage], store: Store) -> tuple[int, int]:
@@ -160,34 +179,92 @@ def stage(images: Iterator[UploadedImage], store: Store) -> tuple[int, int]:
     return count, size
 
 
+class _Unpacked:
+    """The bytes of a tar, unpacked as they are read, and no more of them than are accepted.
+
+    `tarfile` reads the headers of a member whole, however long they are: it is stopped there.
+    """
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._most = self._left = most
+        self._header_left: int | None = _MAX_HEADER  # opening a tar reads the first one
+        file.seek(0)
+        start = file.read(6)
+        file.seek(0)
+        self._read: Callable[[int], bytes] = file.read
+        if start.startswith(b"\x1f\x8b"):
+            self._read = gzip.GzipFile(fileobj=file, mode="rb").read  # else it takes the mode of an upload's file: w+b
+        elif start.startswith(b"BZh"):
+            self._read = bz2.BZ2File(file).read
+        elif start == b"\xfd7zXZ\0":
+            self._read = partial(_read_xz, file, lzma.LZMADecompressor(memlimit=_MAX_XZ_MEMORY))
+
+    def header(self, read: Callable[[], ResultT]) -> ResultT:
+        """What `read` reads is the header of a member."""
+        self._header_left = _MAX_HEADER
+        found = read()
+        self._header_left = None
+        return found
+
+    def read(self, size: int) -> bytes:
+        """As of a file."""
+        data = self._read(size)
+        self._left -= len(data)
+        if self._left < 0:
+            raise TooLargeError(f"the archive unpacks to more than {self._most:,} bytes: split it")
+        if self._header_left is not None:
+            self._header_left -= len(data)
+            if self._header_left < 0:
+                raise TooLargeError(
+                    f"a file of the archive has more than {_MAX_HEADER:,} bytes of headers: pack it anew"
+                )
+        return data
+
+
+def _read_xz(file: BinaryIO, inner: lzma.LZMADecompressor, size: int) -> bytes:
+    """As `LZMAFile.read`, which would keep as large a dictionary as the file asks for."""
+    while not inner.eof:
+        more = file.read(_CHUNK) if inner.needs_input else b""
+        if inner.needs_input and not more:
+            raise EOFError("it ends early")
+        if found := inner.decompress(more, size):
+            return found
+    return b""
+
+
 def _members(file: BinaryIO, config: UploadConfig, *, companions_only: bool) -> Iterator[tuple[str, bytes]]:
-    file.seek(0)
-    unpacked = 0
+    unpacked = _Unpacked(file, config.max_unpacked_bytes)
+    count = 0
     try:
-        with tarfile.open(fileobj=file, mode="r|*") as archive:
-            for member in archive:
-                unpacked += max(member.size, 512)
-                if unpacked > config.max_unpacked_bytes:
-                    raise TooLargeError(
-                        f"the archive unpacks to more than {config.max_unpacked_bytes:,} bytes: split it"
-                    )
+        with tarfile.open(fileobj=unpacked, mode="r|") as archive:  # type: ignore[call-overload]  # it only reads
+            while (member := unpacked.header(archive.next)) is not None:
+                archive.members = []  # it would remember all of them
+                count += 1
+                if count > (most_members := _MEMBERS_AN_IMAGE * config.max_images):
+                    raise TooLargeError(f"the archive has more than {most_members:,} files and folders: split it")
+                if len(archive.pax_headers) > _MAX_GLOBALS:  # every member gets a copy of them
+                    raise UploadError("the archive has too many headers that are for all of its files: pack it anew")
                 if member.isdir():
                     continue
                 path = _safe_path(member)
                 extension = path.rpartition(".")[2].lower()
                 if extension in _COMPANIONS:
-                    if companions_only:
-                        yield path, _read_member(archive, member, _MAX_COMPANION)
-                elif extension not in IMAGE_EXTENSIONS:
+                    wanted, most = companions_only, _MAX_COMPANION
+                elif extension in IMAGE_EXTENSIONS:
+                    wanted, most = not companions_only, config.max_image_bytes
+                else:
                     raise UploadError(f"the archive holds '{path}', which is neither an image nor .txt or .json")
-                elif not companions_only:
-                    yield path, _read_member(archive, member, config.max_image_bytes)
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+                data = _read_member(archive, member, most)
+                if wanted:
+                    yield path, data
+    except (tarfile.TarError, EOFError, OSError, ValueError, RecursionError, zlib.error, lzma.LZMAError) as error:
         raise UploadError(f"the archive cannot be read as a tar: {' '.join(str(error).split())[:120]}") from None
 
 
 def _safe_path(member: tarfile.TarInfo) -> str:
-    if not member.isreg():
+    if len(member.name) > _MAX_PATH:
+        raise UploadError(f"the archive holds a file whose path is longer than {_MAX_PATH:,} characters: shorten it")
+    if not member.isreg() or member.issparse():
         raise UploadError(f"the archive holds '{member.name}', which is a link or a device: send files only")
     parts = PurePosixPath(member.name.replace("\\", "/")).parts
     if member.name.startswith("/") or ".." in parts or ":" in member.name or "\0" in member.name:
@@ -211,7 +288,9 @@ def _safe_name(name: str, taken: set[str]) -> str:
     stem, _, extension = name.rpartition(".")
     if extension.lower() not in IMAGE_EXTENSIONS:
         stem, extension = name, "png"  # a name says nothing of the content, which is checked by itself
-    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in stem)[:_MAX_NAME].strip() or "image"
+    plain = "".join(c if c.isalnum() or c in "-_ " else "_" for c in stem)
+    # File systems count bytes, of which a character has up to four.
+    plain = plain.encode()[:_MAX_NAME].decode(errors="ignore").strip() or "image"
     found, number = f"{plain}.{extension.lower()}", 1
     # Companions go by the stem, so that a.png and a.jpg would share theirs.
     while found.rpartition(".")[0] in taken:
@@ -232,10 +311,19 @@ def _check_metadata(data: bytes, name: str) -> None:
     if not data:
         return
     try:
-        if not isinstance(json.loads(data), dict):
+        values = json.loads(data)
+        if not isinstance(values, dict) or not is_unicode(json.dumps(values, ensure_ascii=False)):
             raise ValueError
     except (ValueError, RecursionError):
-        raise UploadError(f"'{name}' is not a JSON object") from None
+        raise UploadError(f"'{name}' is not a JSON object of UTF-8 text") from None
+
+
+def _together(pixels: int, image: Image.Image, config: UploadConfig) -> int:
+    """The pixels of an upload, with those of one more image."""
+    pixels += image.width * image.height
+    if pixels > config.max_pixels:
+        raise TooLargeError(f"the images have more than {config.max_pixels:,} pixels together: send them in several")
+    return pixels
 
 
 def _too_many(config: UploadConfig) -> TooLargeError:

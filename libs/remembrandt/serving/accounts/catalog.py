@@ -159,16 +159,27 @@ class TenantDatabases:
         )
         with self._accounts.write() as session:
             if not Quotas.take_space(session, tenant_id, rows, size):
-                raise TooManyRequestsError(
-                    f"{rows:,} rows and {size:,} bytes more would exceed this tenant's quota: delete something, or ask "
-                    "for more",
-                    retry_after=_DAY_SECONDS,
-                )
+                raise _beyond_quota(rows, size)
             building = select(JobRow.id).where(JobRow.database_id == database_id, JobRow.state.in_(_OPEN))
             if session.scalar(building) is not None:
                 raise ConflictError("this database is being built: wait for its job to end")
             session.add(job)
         return _job(job)
+
+    def reserve(self, job_id: str, rows: int, size: int) -> None:
+        """Takes from the quota what a build is known to need by now, in place of what was reserved, if it is more.
+
+        Raises:
+            TooManyRequestsError: beyond the quota.
+        """
+        with self._accounts.write() as session:
+            job = session.get_one(JobRow, job_id)
+            if job.state not in _OPEN:
+                return
+            more_rows, more_size = max(rows - job.reserved_rows, 0), max(size - job.reserved_bytes, 0)
+            if not Quotas.take_space(session, job.tenant_id, more_rows, more_size):
+                raise _beyond_quota(rows, size)
+            job.reserved_rows, job.reserved_bytes = job.reserved_rows + more_rows, job.reserved_bytes + more_size
 
     def find_job(self, tenant_id: str | None, job_id: str) -> JobEntry | None:
         """A tenant's build; `tenant_id` None: anyone's, for the build itself."""
@@ -218,6 +229,13 @@ class TenantDatabases:
                 return
             job.state, job.message, job.finished_at = "failed", message[:2000], now()
             Quotas.settle(session, job.tenant_id, -job.reserved_rows, -job.reserved_bytes)
+
+
+def _beyond_quota(rows: int, size: int) -> TooManyRequestsError:
+    return TooManyRequestsError(
+        f"{rows:,} rows and {size:,} bytes more would exceed this tenant's quota: delete something, or ask for more",
+        retry_after=_DAY_SECONDS,
+    )
 
 
 def _database(row: DatabaseRow) -> DatabaseEntry:

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from fastapi.responses import JSONResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import Response
@@ -22,7 +22,7 @@ from remembrandt.serving.config import ServiceConfig
 from remembrandt.serving.http import account, clip_retrieval, databases, images
 from remembrandt.serving.http.errors import add_error_handlers
 from remembrandt.serving.http.middleware import RequestScope, log_as
-from remembrandt.serving.http.services import Served, Services
+from remembrandt.serving.http.services import Served, Services, no_nul
 from remembrandt.serving.telemetry import trace_to
 from remembrandt.serving.types import ErrorAnswer
 from remembrandt.storage import open_store
@@ -61,6 +61,7 @@ def create_app(config: ServiceConfig, backend: Backend, accounts: Accounts, gall
         sweeping = asyncio.create_task(_sweep(served))
         yield
         sweeping.cancel()
+        served.close()
 
     app = FastAPI(
         title="Remembrandt",
@@ -68,6 +69,9 @@ def create_app(config: ServiceConfig, backend: Backend, accounts: Accounts, gall
         description="Pictures from what is retrieved: OpenAI's images API, with databases of your own.",
         lifespan=lifespan,
         responses=_ERRORS,
+        dependencies=[Depends(no_nul)],
+        # Starlette's own limits would come before ours. One file more, so that ours say what is wrong.
+        form_limits={"max_files": config.uploads.max_images + 1, "max_part_size": config.uploads.max_request_bytes},
         openapi_tags=[{"name": name} for name in ("images", "databases", "account", "clip-retrieval", "health")],
     )
     app.state.services = served

@@ -6,10 +6,11 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from remembrandt.serving.config import UploadConfig
 from remembrandt.serving.errors import UploadError
 from remembrandt.serving.fetch import fetch_image
 from remembrandt.serving.http.images import thumbnail_url
-from remembrandt.serving.http.services import Reader, Served, Services, ref_of
+from remembrandt.serving.http.services import Reader, Served, ref_of
 from remembrandt.serving.retrieval import Query
 from remembrandt.serving.types import KnnBody, MetadataBody
 from remembrandt.serving.uploads import check_image, decode_base64
@@ -21,16 +22,19 @@ router = APIRouter(tags=["clip-retrieval"], strict_content_type=False)
 @router.post("/indices-list")
 async def indices(served: Served, caller: Reader) -> list[str]:
     """Names of the databases that you may read."""
-    own = await asyncio.to_thread(served.databases.all, caller.tenant_id)
-    return [entry.name for entry in (*served.shared_entries(), *own)]
+    own = await asyncio.to_thread(served.own_entries, caller.tenant_id)
+    return [entry.name for entry in (*served.shared_entries(), *(entry for entry, is_there in own if is_there))]
 
 
 @router.post("/knn-service", response_model=list[dict[str, Any]])
 async def knn(body: KnnBody, served: Served, caller: Reader) -> Any:
     """Rows nearest to a text, a picture or an embedding."""
     entry = await served.database(caller.tenant_id, body.indice_name)
-    sent = body.image is not None or body.image_url is not None
-    image = await asyncio.to_thread(_image, body, served) if sent else None
+    image = None
+    if body.image is not None:
+        image = await served.pictures.run(caller.tenant_id, decode_base64, body.image, served.config.uploads)
+    elif body.image_url is not None:
+        image = await served.uploads.run(caller.tenant_id, _fetched, body.image_url, served.config.uploads)
     if image is None and body.text is None and body.embedding_input is None:
         raise UploadError("give `text`, `image`, `image_url` or `embedding_input`")
     embedding = None if body.embedding_input is None else tuple(body.embedding_input)
@@ -69,11 +73,7 @@ async def metadata(body: MetadataBody, served: Served, caller: Reader) -> list[d
     ]
 
 
-def _image(body: KnnBody, served: Services) -> bytes | None:
-    if body.image is not None:
-        return decode_base64(body.image, served.config.uploads)
-    if body.image_url is None:
-        return None
-    data = fetch_image(body.image_url, served.config.uploads)
-    check_image(data, served.config.uploads)
+def _fetched(url: str, config: UploadConfig) -> bytes:
+    data = fetch_image(url, config)
+    check_image(data, config)
     return data

@@ -13,7 +13,8 @@ from remembrandt.databases.catalog import Catalog
 from remembrandt.databases.maintenance import publish_version, rollback_version
 from remembrandt.errors import VersionError
 from remembrandt.serving.accounts import DatabaseEntry, JobEntry
-from remembrandt.serving.building import remove_staged
+from remembrandt.serving.accounts.sql import now
+from remembrandt.serving.building import INDEX_BYTES_A_ROW, remove_staged
 from remembrandt.serving.errors import ConflictError, NotFoundError, UploadError
 from remembrandt.serving.fetch import check_uri
 from remembrandt.serving.http.images import neighbor_answer
@@ -32,7 +33,7 @@ from remembrandt.serving.types import (
     VersionAnswer,
     VersionsAnswer,
 )
-from remembrandt.serving.uploads import UploadedImage, decode_base64, read_archive, read_files, stage
+from remembrandt.serving.uploads import UploadedImage, decode_base64, is_unicode, read_archive, read_files, stage
 from remembrandt.storage import open_store
 
 router = APIRouter(prefix="/v1/databases", tags=["databases"])
@@ -42,16 +43,16 @@ Archive = Annotated[UploadFile | None, File(description="a tar of pictures, with
 Captions = Annotated[str, Form(max_length=10_000_000, description="JSON list of one caption a picture")]
 NewName = Annotated[str, Form(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 RowId = Annotated[int, Path(ge=0, le=2**62)]
-# An index takes less than this beside the pictures themselves; what it took is settled when it is built.
-_INDEX_BYTES_A_ROW = 4_096
+_START_SECONDS = 60
+"""In which a build that is on record has been started."""
 
 
 @router.get("")
 async def list_databases(served: Served, caller: Reader) -> DatabasesAnswer:
     """Databases that you may read: shared ones, then your own."""
-    own = await asyncio.to_thread(served.databases.all, caller.tenant_id)
-    entries = [*served.shared_entries(), *own]
-    return DatabasesAnswer(data=list(await asyncio.gather(*(_describe(served, entry) for entry in entries))))
+    own = await asyncio.to_thread(served.own_entries, caller.tenant_id)
+    entries = [*((entry, True) for entry in served.shared_entries()), *own]
+    return DatabasesAnswer(data=list(await asyncio.gather(*(_describe(served, *entry) for entry in entries))))
 
 
 @router.post("", status_code=201)
@@ -76,7 +77,12 @@ async def create_database(body: CreateDatabaseBody, served: Served, caller: Writ
         return await _describe(served, entry)
     uri = check_uri(body.uri or "", served.config.uploads.uri_prefixes)
     entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, body.name, _root(served, caller))
-    await _build(served, caller, entry, "create", {"source": uri}, 0, 0)
+    # A row at least; the build reserves the others when it has listed them, which may take long.
+    try:
+        await _build(served, caller, entry, "create", {"source": uri}, 1, 0)
+    except Exception:
+        await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
+        raise
     return await _describe(served, entry)
 
 
@@ -90,10 +96,10 @@ async def upload_database(
     captions: Captions = "[]",
 ) -> JobAnswer:
     """A database of pictures that are sent with the request. Nothing is kept unless all of them are accepted."""
-    staged = await asyncio.to_thread(_stage, served, caller, images, archive, captions)
+    staged = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
     try:
         entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, name, _root(served, caller))
-    except ConflictError:
+    except Exception:
         await asyncio.to_thread(open_store(staged[0]).delete_tree, "")
         raise
     try:
@@ -112,7 +118,9 @@ async def show_database(database: Name, served: Served, caller: Reader) -> Datab
 @router.delete("/{database}", status_code=204)
 async def delete_database(database: Name, served: Served, caller: Writer) -> Response:
     """Removes a database of yours, all versions; of a view, the view alone."""
-    entry = await _own(served, caller, database)
+    entry = await asyncio.to_thread(served.databases.find, caller.tenant_id, database)  # also a view of what is gone
+    if entry is None:
+        entry = await _own(served, caller, database)
     await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
     if entry.view_of is None:
         await asyncio.to_thread(open_store(entry.uri.rpartition("/")[0]).delete_tree, "")
@@ -125,7 +133,9 @@ async def search(database: Name, body: SearchBody, served: Served, caller: Reade
     """Rows nearest to a text, a picture or another row, or whose captions match best by BM25."""
     entry = await served.database(caller.tenant_id, database)
     await served.check_rows(entry, [] if body.row is None else [body.row])
-    image = None if body.image is None else await asyncio.to_thread(decode_base64, body.image, served.config.uploads)
+    image = None
+    if body.image is not None:
+        image = await served.pictures.run(caller.tenant_id, decode_base64, body.image, served.config.uploads)
     ref = ref_of(entry, body.filters, tuple(body.without), body.version)
     embedding = None if body.embedding is None else tuple(body.embedding)
     query = SearchQuery(ref, body.k, body.text, image, body.bm25, body.row, embedding)
@@ -161,9 +171,10 @@ async def add_rows(
 ) -> JobAnswer:
     """Adds pictures: a new version is built from the live one, and published."""
     entry = await _built(served, caller, database)
-    source, count, size = await asyncio.to_thread(_stage, served, caller, images, archive, captions)
-    append = await _has_version(entry)
-    return await _build(served, caller, entry, "add", {"source": source, "staged": True, "append": append}, count, size)
+    live_bytes = await asyncio.to_thread(_live_bytes, entry)
+    source, count, size = await served.uploads.run(caller.tenant_id, _stage, served, caller, images, archive, captions)
+    spec = {"source": source, "staged": True, "append": live_bytes is not None}
+    return await _build(served, caller, entry, "add", spec, count, size + (live_bytes or 0))
 
 
 @router.post("/{database}/rows/delete", status_code=202)
@@ -176,7 +187,8 @@ async def delete_rows(database: Name, body: DeleteRowsBody, served: Served, call
         raise NotFoundError(f"there is no row {ids[-1]}: this database has rows 0 to {facts.rows - 1:,}")
     if len(ids) == facts.rows:
         raise ConflictError("this would leave no row: delete the database instead")
-    return await _build(served, caller, entry, "delete", {"exclude_ids": ids, "append": True}, 0, 0)
+    spec = {"exclude_ids": ids, "append": True}
+    return await _build(served, caller, entry, "delete", spec, 0, facts.bytes)
 
 
 @router.get("/{database}/jobs")
@@ -201,7 +213,7 @@ async def show_job(
 
 @router.get("/{database}/versions")
 async def list_versions(database: Name, served: Served, caller: Reader) -> VersionsAnswer:
-    """Finished versions, oldest first."""
+    """Finished versions, oldest first. Of a part of a database, how many rows they have is not said."""
     entry = await served.database(caller.tenant_id, database)
 
     def read() -> list[VersionAnswer]:
@@ -213,8 +225,8 @@ async def list_versions(database: Name, served: Served, caller: Reader) -> Versi
             VersionAnswer(
                 id=own.version,
                 live=own.version == live,
-                rows=own.rows,
-                bytes=own.total_bytes,
+                rows=None if entry.where else own.rows,
+                bytes=None if entry.where else own.total_bytes,
                 created_at=str(own.created_at),
             )
             for own in found
@@ -283,11 +295,14 @@ async def _known_version(catalog: Catalog, version: str) -> None:
         raise NotFoundError(f"there is no version '{version}'")
 
 
-async def _has_version(entry: DatabaseEntry) -> bool:
-    return await asyncio.to_thread(Catalog.open(entry.uri).pointer) is not None
+def _live_bytes(entry: DatabaseEntry) -> int | None:
+    """Of the live version, which a new one takes once more; None: there is none yet."""
+    catalog = Catalog.open(entry.uri)
+    pointer = catalog.pointer()
+    return None if pointer is None else catalog.manifest(pointer.version).total_bytes
 
 
-async def _describe(served: Services, entry: DatabaseEntry) -> DatabaseAnswer:
+async def _describe(served: Services, entry: DatabaseEntry, is_there: bool = True) -> DatabaseAnswer:
     where = {column: list(values) for column, values in entry.where.items()}
     common = {
         "id": entry.id,
@@ -298,8 +313,10 @@ async def _describe(served: Services, entry: DatabaseEntry) -> DatabaseAnswer:
         "created_at": None if entry.created_at is None else entry.created_at.isoformat(),
     }
     try:
-        facts = await served.backend.retrieval.facts(ref_of(entry))
+        facts = await served.backend.retrieval.facts(ref_of(entry)) if is_there else None
     except VersionError:
+        facts = None
+    if facts is None:
         return DatabaseAnswer(version=None, rows=0, bytes=0, **common)
     return DatabaseAnswer(
         version=facts.version,
@@ -317,7 +334,7 @@ async def _build(
 ) -> JobAnswer:
     """Puts a build on record and starts it; what was staged for it goes if it cannot start."""
     whole = {**spec, "uri": entry.uri}
-    reserved = size + rows * _INDEX_BYTES_A_ROW
+    reserved = size + rows * INDEX_BYTES_A_ROW
     try:
         job = await asyncio.to_thread(
             served.databases.start_job, caller.tenant_id, entry.id, kind, whole, rows, reserved
@@ -337,7 +354,7 @@ async def _build(
 
 async def _reconciled(served: Services, job: JobEntry) -> JobEntry:
     """A build that was killed cannot say so itself."""
-    if job.state in ("queued", "running") and await served.backend.build_failed(job.id):
+    if job.state in ("queued", "running") and await _has_ended(served, job):
         message = "the build ended before it was done: send it again"
         await asyncio.to_thread(served.databases.fail_job, job.id, message)
         await asyncio.to_thread(remove_staged, job.spec)
@@ -345,6 +362,12 @@ async def _reconciled(served: Services, job: JobEntry) -> JobEntry:
         assert found is not None
         return found
     return job
+
+
+async def _has_ended(served: Services, job: JobEntry) -> bool:
+    fate = await served.backend.build_fate(job.id)
+    # What is on record for a moment only may be about to start.
+    return fate == "ended" or (fate == "unknown" and (now() - job.created_at).total_seconds() > _START_SECONDS)
 
 
 def _stage(
@@ -364,7 +387,12 @@ def _stage(
     for _ in read():
         pass
     place = f"{served.config.storage.rstrip('/')}/uploads/{caller.tenant_id}/{secrets.token_hex(10)}"
-    count, size = stage(read(), open_store(place))
+    store = open_store(place)
+    try:
+        count, size = stage(read(), store)
+    except BaseException:
+        store.delete_tree("")
+        raise
     return place, count, size
 
 
@@ -375,6 +403,8 @@ def _captions(text: str) -> list[str]:
         raise UploadError("captions are not a JSON list") from None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise UploadError("captions must be a JSON list of texts")
+    if not all(is_unicode(value) for value in values):
+        raise UploadError("captions hold half of a surrogate pair: send UTF-8 text")
     return values
 
 

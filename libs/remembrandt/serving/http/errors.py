@@ -72,7 +72,8 @@ def answer_of(error: BaseException) -> tuple[int, ErrorAnswer, dict[str, str]]:
 
 
 def _error(message: str, kind: str, param: str | None = None) -> ErrorAnswer:
-    return ErrorAnswer(error=ErrorDetail(message=message, type=kind, param=param))
+    plain = message.encode(errors="replace").decode()  # a message may cite names of files that are no UTF-8
+    return ErrorAnswer(error=ErrorDetail(message=plain, type=kind, param=param))
 
 
 def _response(error: BaseException) -> JSONResponse:

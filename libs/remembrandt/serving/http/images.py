@@ -69,6 +69,7 @@ async def list_models(served: Served, caller: Maker) -> ModelsAnswer:
                 num_neighbors=model.num_neighbors,
                 strategies=list(model.strategies),
                 default_steps=model.config.steps,
+                max_steps=model.config.max_steps,
                 guidance=list(model.guidance),
             )
             for model in served.models.values()
@@ -124,7 +125,10 @@ async def _make(asked: _Asked, served: Services, caller: Caller) -> AsyncGenerat
     start, name = time.monotonic(), asked.model.name
     parts = (asked.body, asked.model, asked.ref, served.config.uploads)
     brings_pictures = any(own.image is not None for own in asked.body.exemplars)
-    requests = await asyncio.to_thread(picture_requests, *parts) if brings_pictures else picture_requests(*parts)
+    if brings_pictures:
+        requests = await served.pictures.run(caller.tenant_id, picture_requests, *parts)
+    else:
+        requests = picture_requests(*parts)
     lease_seconds = asked.deadline + _MARGIN_SECONDS
     async with leased(served.quotas, caller.principal, len(requests), lease_seconds) as lease:
         with caller.parts.part("find", model=name, pictures=len(requests)):

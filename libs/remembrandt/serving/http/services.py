@@ -7,13 +7,13 @@ import hashlib
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Depends, Request
 
-from remembrandt.errors import RemembrandtError
+from remembrandt.errors import ConfigError, RemembrandtError
 from remembrandt.generation.requests import DatabaseRef
 from remembrandt.serving.accounts import (
     Accounts,
@@ -29,6 +29,7 @@ from remembrandt.serving.accounts import (
 from remembrandt.serving.backend import Backend
 from remembrandt.serving.config import ServiceConfig
 from remembrandt.serving.errors import NotFoundError
+from remembrandt.serving.http.intake import Intake
 from remembrandt.serving.models import ServedModel, served_models
 from remembrandt.serving.provenance import Provenance
 from remembrandt.serving.signing import Signer
@@ -56,8 +57,15 @@ class Services:
         self.config, self.backend, self.accounts = config, backend, accounts
         self.keys, self.databases = Keys(accounts), TenantDatabases(accounts)
         self.quotas, self.rates = Quotas(accounts), RateLimits(accounts)
+        self.uploads = Intake("uploads", config.uploads.threads, config.uploads.max_concurrent)
+        self.pictures = Intake("pictures", config.uploads.threads)
         self._principals: RecentlyFound[bytes, Principal] = RecentlyFound(_KEY_SECONDS)
         self._entries: RecentlyFound[tuple[str, str, int], DatabaseEntry] = RecentlyFound(_DATABASE_SECONDS)
+
+    def close(self) -> None:
+        """Ends threads."""
+        self.uploads.close()
+        self.pictures.close()
 
     @cached_property
     def signer(self) -> Signer:
@@ -102,11 +110,41 @@ class Services:
             raise NotFoundError(f"there is no database '{name}'")
         return found
 
+    def own_entries(self, tenant_id: str) -> list[tuple[DatabaseEntry, bool]]:
+        """A tenant's own databases, and whether each can be read: a view cannot, once what it is of is gone."""
+        found = []
+        for entry in self.databases.all(tenant_id):
+            seen = self._seen(tenant_id, entry, ())
+            found.append((entry if seen is None else seen, seen is not None))
+        return found
+
     def _entry(self, tenant_id: str, name: str) -> DatabaseEntry | None:
-        own, shared = self.databases.find(tenant_id, name), self.config.shared_databases
-        if own is None and name in shared:
-            return shared_entry(name, shared[name].uri, shared[name].where)
-        return own
+        own = self.databases.find(tenant_id, name)
+        return self._shared_entry(name) if own is None else self._seen(tenant_id, own, ())
+
+    def _shared_entry(self, name: str) -> DatabaseEntry | None:
+        own = self.config.shared_databases.get(name)
+        return None if own is None else shared_entry(name, own.uri, own.where)
+
+    def _seen(self, tenant_id: str, entry: DatabaseEntry, views: tuple[str, ...]) -> DatabaseEntry | None:
+        """An entry as it may be read now: a view shows what it is of as that is now, and no more of it.
+
+        Args:
+            views: by which it was reached.
+
+        Returns:
+            None for a view of what is gone.
+        """
+        if entry.view_of is None:
+            return entry
+        views = (*views, entry.id)
+        base = self.databases.find(tenant_id, entry.view_of)
+        # A name may have passed to another database since, and that is not what the view is of.
+        if base is not None and base.id not in views and (base.view_of is not None or base.uri == entry.uri):
+            base = self._seen(tenant_id, base, views)
+        else:
+            base = self._shared_entry(entry.view_of)
+        return None if base is None else replace(entry, uri=base.uri, where=ref_of(base, entry.where).where)
 
     async def check_rows(self, entry: DatabaseEntry, ids: Sequence[int]) -> None:
         """Rows outside a view do not exist for whoever sees the view.
@@ -175,7 +213,7 @@ def shared_entry(name: str, uri: str, where: Mapping[str, tuple[str, ...]]) -> D
 
 def ref_of(
     entry: DatabaseEntry,
-    filters: Mapping[str, list[str]] | None = None,
+    filters: Mapping[str, Sequence[str]] | None = None,
     without: tuple[int, ...] = (),
     version: str | None = None,
 ) -> DatabaseRef:
@@ -193,6 +231,20 @@ async def services(request: Request) -> Services:
     return found
 
 
+async def no_nul(request: Request) -> None:
+    """Nothing is named by a text with a NUL in it, and PostgreSQL takes none.
+
+    Raises:
+        NotFoundError: the path has one.
+        ConfigError: the query has one.
+    """
+    if any("\0" in str(value) for value in request.path_params.values()):
+        raise NotFoundError("there is nothing of this name")
+    for name, value in request.query_params.multi_items():
+        if "\0" in name or "\0" in value:
+            raise ConfigError("a value of the query has a NUL character: leave it out")
+
+
 Served = Annotated[Services, Depends(services)]
 
 
@@ -206,7 +258,8 @@ def key_of(request: Request) -> str | None:
             user, _, password = base64.b64decode(value, validate=True).decode().partition(":")
         except (binascii.Error, UnicodeDecodeError, ValueError):
             return None
-        return password or user or None
+        found = password or user
+        return found if found and "\0" not in found else None
     return None
 
 
