@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.databases import *  # noqa: F403
 from tests.support.elasticsearch_node import *  # noqa: F403
@@ -45,6 +46,11 @@ os.environ |= {
     "TOKENIZERS_PARALLELISM": "false",
     **_S3.environment,
 }
+
+# How long an example takes says more of the machine than of the code. All else is as Hypothesis has it: in CI its own
+# profile is loaded already, which draws the same examples each time and keeps none.
+settings.register_profile("tests", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # Ray starts workers through a shell without quoting Python's path.
 if " " in sys.executable:

@@ -67,7 +67,7 @@ def run(
     config = tmp_path / f"{job}.yaml"
     config.write_text(yaml.safe_dump(values))
     command = [sys.executable, str(REPOSITORY / "jobs" / f"{job}.py"), "--config", str(config), *arguments]
-    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=560)
+    return subprocess.run(command, env=cluster.environment, capture_output=True, text=True, timeout=580)
 
 
 @pytest.mark.slow
@@ -87,7 +87,7 @@ def test_a_first_stage_is_trained_beside_a_critic(
 
 
 @pytest.mark.s3
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_rdm_is_trained_on_two_workers_with_everything_on_s3(
     values: dict[str, Any], ray_cluster: RayCluster, tmp_path: Path, s3_uri: str
 ) -> None:
