@@ -78,11 +78,7 @@ async def create_database(body: CreateDatabaseBody, served: Served, caller: Writ
     uri = check_uri(body.uri or "", served.config.uploads.uri_prefixes)
     entry = await asyncio.to_thread(served.databases.add, caller.tenant_id, body.name, _root(served, caller))
     # A row at least; the build reserves the others when it has listed them, which may take long.
-    try:
-        await _build(served, caller, entry, "create", {"source": uri}, 1, 0)
-    except Exception:
-        await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
-        raise
+    await _first_build(served, caller, entry, {"source": uri}, 1, 0)
     return await _describe(served, entry)
 
 
@@ -102,11 +98,7 @@ async def upload_database(
     except Exception:
         await asyncio.to_thread(open_store(staged[0]).delete_tree, "")
         raise
-    try:
-        return await _build(served, caller, entry, "create", {"source": staged[0], "staged": True}, *staged[1:])
-    except Exception:
-        await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
-        raise
+    return await _first_build(served, caller, entry, {"source": staged[0], "staged": True}, *staged[1:])
 
 
 @router.get("/{database}")
@@ -327,6 +319,17 @@ async def _describe(served: Services, entry: DatabaseEntry, is_there: bool = Tru
         encoder=facts.encoder,
         **common,
     )
+
+
+async def _first_build(
+    served: Services, caller: Caller, entry: DatabaseEntry, spec: dict[str, Any], rows: int, size: int
+) -> JobAnswer:
+    """Starts the build of a new database, which leaves its name free if it cannot be started."""
+    try:
+        return await _build(served, caller, entry, "create", spec, rows, size)
+    except Exception:
+        await asyncio.to_thread(served.databases.remove, caller.tenant_id, entry.id)
+        raise
 
 
 async def _build(
